@@ -1,0 +1,151 @@
+"""How single settings are read and checked, and what may be shown of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+    "memory",
+)
+
+
+class Check(NamedTuple):
+    """How a setting's value is read, and the words for what is accepted."""
+
+    #: Returns the value to use; raises ValueError, TypeError or OverflowError for a bad one.
+    read: Callable[[Any], Any]
+    accepted: str
+
+
+def whole(minimum: int, maximum: int | None = None) -> Check:
+    """Accept whole numbers, also as text."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, (bool, float)):
+            raise ValueError
+        number = int(value)
+        if number < minimum or (maximum is not None and number > maximum):
+            raise ValueError
+        return number
+
+    upper = "" if maximum is None else f" and at most {maximum}"
+    return Check(read, f"a whole number of at least {minimum}{upper}")
+
+
+def number(above: float, at_most: float | None = None, unit: str = "seconds") -> Check:
+    """Accept finite numbers above a bound, also as text."""
+
+    def read(value: Any) -> float:
+        if isinstance(value, bool):
+            raise ValueError
+        figure = float(value)
+        if not above < figure < float("inf") or (at_most is not None and figure > at_most):
+            raise ValueError
+        return figure
+
+    upper = "" if at_most is None else f" and at most {at_most:g}"
+    return Check(read, f"{unit} above {above:g}{upper}")
+
+
+def seconds_or_off() -> Check:
+    """Accept seconds above 0, or 0 for none."""
+
+    def read(value: Any) -> float:
+        if not isinstance(value, bool) and float(value) == 0:
+            return 0.0
+        return float(number(0).read(value))
+
+    return Check(read, "seconds above 0, or 0 to turn it off")
+
+
+def choice(*choices: str) -> Check:
+    """Accept one of some words."""
+
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return Check(read, "one of " + ", ".join(map(repr, choices)))
+
+
+def text() -> Check:
+    """Accept a text that is not empty."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+    return Check(read, "a text that is not empty")
+
+
+def url_prefix() -> Check:
+    """Accept the path under which routes are mounted, or None for no routes."""
+
+    def read(value: Any) -> str | None:
+        if value is None or (isinstance(value, str) and value.lower() in ("", "none")):
+            return None
+        if not isinstance(value, str) or not re.fullmatch(r"(/[\w.~-]+)+", value):
+            raise ValueError
+        return value
+
+    return Check(read, "a path such as '/health', or None for no such routes")
+
+
+def mapping() -> Check:
+    """Accept a mapping with text keys."""
+
+    def read(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ValueError
+        return dict(value)
+
+    return Check(read, "a mapping of names to values")
+
+
+def redis_url() -> Check:
+    """Accept the URL of a server, of sentinels, of a cluster, or of the in-memory store."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        parts = urlsplit(value)
+        if parts.scheme not in SCHEMES:
+            raise ValueError
+        if parts.scheme in ("redis", "rediss"):
+            _ = parts.port  # raises ValueError for a port that is no number below 65536
+            if not re.fullmatch(r"(/[0-9]*)?", parts.path):
+                raise ValueError
+        elif "+" in parts.scheme and not parts.netloc.rpartition("@")[2]:
+            raise ValueError
+        elif parts.scheme == "unix" and not parts.path:
+            raise ValueError
+        return value
+
+    return Check(read, "a URL such as redis://HOST:PORT/DB; schemes: " + ", ".join(SCHEMES))
+
+
+def redact_url(url: object) -> str:
+    """Return what may be shown of a URL: its scheme, and the host where one can be told.
+
+    :param url: anything a user may have put there.
+    """
+    scheme, separator, rest = str(url).partition("://")
+    if not separator:
+        return "***"
+    credentials, at, host = rest.partition("?")[0].rpartition("@")
+    if not at:
+        # Without an @ a forgotten host would make a password look like a port.
+        return f"{scheme}://{host if re.fullmatch(r'[^:]*(:[0-9]+)?(/[0-9]*)?', host) else '***'}"
+    return f"{scheme}://***@{host}"

@@ -1,0 +1,120 @@
+"""The exception tree.
+
+What the guard raises at run time is at once a :mod:`redis` exception, so that existing
+``except redis.ConnectionError`` code keeps working, and an HTTP exception, so that a forgotten one
+is answered with 503 (or 429) and not with 500.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import redis
+from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
+
+if TYPE_CHECKING:
+    from flask_redis_guard.core.rates import Decision
+
+#: The registry of HTTP problem types (RFC 9457), which both types below belong to.
+PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types"
+
+
+class GuardError(Exception):
+    """The base of everything this package raises on purpose."""
+
+
+class ConfigurationError(GuardError, ValueError):
+    """A setting that cannot be honoured; raised by ``init_app`` or by a decorator.
+
+    :param key: the setting or argument.
+    :param value: what it was, already without secrets.
+    :param accepted: what would have been accepted.
+    """
+
+    def __init__(self, key: str, value: object, accepted: str) -> None:
+        super().__init__(key, value, accepted)
+        self.key, self.value, self.accepted = key, value, accepted
+
+    def __str__(self) -> str:
+        return f"{self.key} is {self.value!r}; accepted: {self.accepted}"
+
+
+class _Problem(HTTPException):
+    """Answer as ``application/problem+json`` (RFC 9457) unless the app's own handler decides."""
+
+    problem: dict[str, Any]
+
+    def get_body(self, environ: Any = None, scope: Any = None) -> str:
+        return json.dumps({**self.problem, "status": self.code, "detail": self.description}) + "\n"
+
+    def get_headers(self, environ: Any = None, scope: Any = None) -> list[tuple[str, str]]:
+        inherited = super().get_headers(environ, scope)
+        own = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
+        return own + [pair for pair in inherited if pair[0].lower() != "content-type"]
+
+
+class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.ConnectionError):
+    """Redis could not be asked, or did not answer; the caller is refused with 503.
+
+    :param operation: what was to be done: a command's name, never its arguments.
+    :param reason: a short constant such as ``timeout``; see the documentation's table.
+    :param retry_after: seconds until another try can make sense; rounded up, at least 1.
+    """
+
+    problem = {
+        "type": f"{PROBLEM_TYPES}#temporary-reduced-capacity",
+        "title": "Request cannot be satisfied due to temporary server capacity constraints",
+    }
+    retry_after: int
+
+    def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
+        self.operation = operation
+        self.reason = reason
+        super().__init__(
+            "A service that this request depends on is temporarily unavailable.",
+            retry_after=max(1, math.ceil(retry_after)),
+        )
+        self.args = (operation, reason, self.retry_after)
+
+    def __str__(self) -> str:
+        return f"Redis is unavailable for {self.operation} ({self.reason})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+class CircuitOpen(RedisUnavailable):
+    """The breaker refused the call; no socket was touched."""
+
+
+class RedisTimeout(RedisUnavailable, redis.TimeoutError):
+    """The operation's deadline passed. Whether Redis carried it out is unknown."""
+
+
+class RateLimitExceeded(GuardError, _Problem, TooManyRequests):
+    """The caller is over a limit; answered with 429.
+
+    :param decision: the limiter's decision.
+    """
+
+    problem = {
+        "type": f"{PROBLEM_TYPES}#quota-exceeded",
+        "title": "Request cannot be satisfied as assigned quota has been exceeded",
+    }
+    retry_after: int
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__(
+            "Too many requests: try again later.",
+            retry_after=max(1, math.ceil(decision.retry_after)),
+        )
+        self.args = (decision,)
+
+    def __str__(self) -> str:
+        return f"Rate limit exceeded: {self.decision.rate}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args

@@ -1,0 +1,98 @@
+"""The blinker signals. The sender is always the Flask app (never a proxy).
+
+Subscribe with ``circuit_state_changed.connect(receiver, app)`` for one app, or without ``app`` for
+all. Receivers run in the thread or greenlet in which the event happened and must be quick; what
+one raises is logged and changes nothing. No signal carries a key, a value, a URL or a password.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from blinker import Namespace, Signal
+
+logger = logging.getLogger("flask_redis_guard")
+
+_signals = Namespace()
+
+circuit_state_changed = _signals.signal(
+    "circuit-state-changed",
+    doc="""The breaker changed its state; sent once for each transition, in order.
+
+    :param previous: the :class:`~flask_redis_guard.CircuitState` before.
+    :param current: the state now.
+    :param reason: ``consecutive-failures``, ``failure-rate``, ``probe-failed``,
+        ``probes-succeeded``, ``open-time-over`` or ``operator``.
+    :param failure_count: failures that led here.
+    :param retry_after: seconds until a probe is let through; 0 unless it opened.
+    """,
+)
+
+redis_failure = _signals.signal(
+    "redis-failure",
+    doc="""An operation failed in a way that counts against Redis.
+
+    :param error: the :class:`~flask_redis_guard.RedisUnavailable`, with ``operation`` and ``reason``.
+    :param failure_count: failures in a row.
+    """,
+)
+
+redis_recovered = _signals.signal(
+    "redis-recovered",
+    doc="""Redis serves again after the breaker had been open; sent once for each outage.
+
+    :param downtime: seconds since the outage's first failure.
+    """,
+)
+
+failure_rate_high = _signals.signal(
+    "failure-rate-high",
+    doc="""Many failures within the window, whether or not the breaker opened; once for each outage.
+
+    :param failures: how many.
+    :param window_seconds: within how many seconds.
+    """,
+)
+
+downtime_extended = _signals.signal(
+    "downtime-extended",
+    doc="""Redis has been down for longer than the alert threshold; once for each outage.
+
+    :param downtime: seconds since the outage's first failure.
+    """,
+)
+
+rate_limit_exceeded = _signals.signal(
+    "rate-limit-exceeded",
+    doc="""A caller was over a limit (429), or would have been in shadow mode.
+
+    :param decision: the :class:`~flask_redis_guard.Decision`.
+    :param endpoint: the Flask endpoint, or ``None`` outside a request.
+    :param scope: the limit's scope.
+    :param shadow: whether the limit only watches, so that the request went on.
+    """,
+)
+
+request_refused = _signals.signal(
+    "request-refused",
+    doc="""A request was answered with 503 because Redis could not be asked.
+
+    :param error: the :class:`~flask_redis_guard.RedisUnavailable`.
+    :param endpoint: the Flask endpoint, or ``None`` where no route matched.
+    """,
+)
+
+
+def send(signal: Signal, app: Any, **event: Any) -> None:
+    """Send a signal so that no receiver can disturb the sender or another receiver.
+
+    :param signal: one of the signals above.
+    :param app: the Flask app, the sender.
+    :param event: the signal's parameters.
+    """
+    for receiver in signal.receivers_for(app):
+        try:
+            receiver(app, **event)
+        except Exception:
+            logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
