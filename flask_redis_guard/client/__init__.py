@@ -1,0 +1,1 @@
+"""The guarded redis-py client; knows nothing of Flask."""

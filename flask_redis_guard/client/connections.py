@@ -1,0 +1,216 @@
+"""Connections that keep to the deadline and never hand on a stale reply.
+
+Every way in which a caller can leave a connection with a reply outstanding ends in a disconnect:
+redis-py does so for most exceptions while reading, but not for a greenlet killed between sending
+and reading, in a half-finished handshake, or on a Sentinel's connection. Therefore the replies
+that are owed are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as redis_errors
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+
+from flask_redis_guard.client.operation import INFINITE, Operation, current
+from flask_redis_guard.client.outcomes import judge
+from flask_redis_guard.client.sockets import DeadlineSocket, bounded
+
+if TYPE_CHECKING:
+    from flask_redis_guard.client.gate import Gate
+
+#: Commands that wait at the server, and where their arguments name the seconds:
+#: an index, or the word before the milliseconds.
+BLOCKING: dict[str, int | str] = {
+    "BLPOP": -1,
+    "BRPOP": -1,
+    "BRPOPLPUSH": -1,
+    "BLMOVE": -1,
+    "BZPOPMIN": -1,
+    "BZPOPMAX": -1,
+    "BLMPOP": 1,
+    "BZMPOP": 1,
+    "XREAD": "BLOCK",
+    "XREADGROUP": "BLOCK",
+    "WAIT": "ms",
+    "WAITAOF": "ms",
+}
+
+
+def blocking_seconds(args: Sequence[Any]) -> float:
+    """Return how long a command may wait at the server by its own arguments, in seconds.
+
+    :param args: the command's words.
+    :returns: 0 for a command that does not block, infinity for one that waits for ever.
+    """
+    place = BLOCKING.get(args[0].upper()) if args and isinstance(args[0], str) else None
+    if place is None:
+        return 0.0
+    try:
+        if place == "BLOCK":
+            words = [word.upper() if isinstance(word, str) else word for word in args]
+            if "BLOCK" not in words:
+                return 0.0
+            seconds = float(args[words.index("BLOCK") + 1]) / 1000
+        elif place == "ms":
+            seconds = float(args[-1]) / 1000
+        else:
+            seconds = float(args[int(place)])
+    except (ValueError, TypeError, IndexError):
+        return 0.0  # the server will say what is wrong with it
+    return seconds if seconds > 0 else INFINITE if seconds == 0 else 0.0
+
+
+class GuardedConnection:
+    """What all connection classes of the guard have in common; mixed in before redis-py's class."""
+
+    gate: Gate  # set on the subclass that each client makes for itself
+    borrowed: Operation | None = None  # of a caller that took the connection without an operation
+    _sock: Any
+    _owed = 0
+    _packed = 0
+    _blocking = 0.0
+    _connecting = False
+    _socket_timeout: float | None = None
+    _socket_connect_timeout: float | None = None
+
+    def operation(self) -> Operation | None:
+        """Return the operation in progress on this connection."""
+        operation = current() or self.borrowed
+        return None if operation is None or operation.settled else operation
+
+    # redis-py reads these two while it connects, address by address, and for the TLS handshake.
+
+    @property
+    def socket_timeout(self) -> float | None:
+        return self._remaining() if self._connecting else self._socket_timeout
+
+    @socket_timeout.setter
+    def socket_timeout(self, seconds: float | None) -> None:
+        self._socket_timeout = seconds
+
+    @property
+    def socket_connect_timeout(self) -> float | None:
+        return self._remaining() if self._connecting else self._socket_connect_timeout
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, seconds: float | None) -> None:
+        self._socket_connect_timeout = seconds
+
+    def _remaining(self) -> float:
+        operation = self.operation()
+        left = self.gate.timeout if operation is None else operation.remaining()
+        if left <= 0:
+            raise TimeoutError("the operation's deadline has passed")
+        return left
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Connect unless connected; a connection that is not ready afterwards is closed."""
+        if self._sock is not None:
+            return
+        if self.operation() is None:  # a held connection, such as a subscriber's, comes back
+            self.gate.run("CONNECT", self.connect)
+            return
+        self._owed = 0
+        try:
+            super().connect(*args, **kwargs)  # type: ignore[misc]
+        except redis_errors.ResponseError as exc:
+            self.disconnect()
+            if judge(exc).reason is not None:
+                raise
+            raise redis_errors.ConnectionError("Handshake refused") from exc
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def _connect(self) -> DeadlineSocket:
+        self._connecting = True
+        try:
+            with bounded(self._remaining()):
+                sock = super()._connect()  # type: ignore[misc]
+        finally:
+            self._connecting = False
+        return DeadlineSocket(sock, self._socket_timeout or self.gate.timeout, self.operation)
+
+    def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        self._owed = 0
+        super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no reply is outstanding that the next caller could take for its own."""
+        return self._owed == 0
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        self._blocking = blocking_seconds(args)
+        super().send_command(*args, **kwargs)  # type: ignore[misc]
+
+    def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
+        commands = list(commands)
+        self._packed = len(commands)
+        self._blocking = math.fsum(blocking_seconds(args) for args in commands)
+        return super().pack_commands(commands)  # type: ignore[misc]
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        blocking, self._blocking = self._blocking, 0.0
+        packed, self._packed = self._packed or 1, 0
+        if self.borrowed is not None and self.borrowed.settled:
+            self.borrowed = self.gate.begin(self.borrowed.name)
+        if self._sock is None:
+            self.connect()
+        self._owed += packed
+        try:
+            super().send_packed_command(command, check_health)  # type: ignore[misc]
+        except Exception as exc:
+            self._tell(exc)
+            raise
+        operation = self.operation()
+        if blocking and operation is not None:
+            operation.patience += blocking
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            response = super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except Exception as exc:
+            self._owed = max(0, self._owed - 1)
+            self._tell(exc)
+            raise
+        self._owed = max(0, self._owed - 1)
+        if self._owed == 0 and self.borrowed is not None and not self.borrowed.settled:
+            self.gate.succeed(self.borrowed)
+        return response
+
+    def _tell(self, exc: Exception) -> None:
+        """End the operation of a caller who came without one, where its call failed."""
+        if self.borrowed is None or self.borrowed.settled:
+            return
+        error = self.gate.fail(self.borrowed, exc)
+        if error is not exc:
+            raise error from exc
+
+
+class TCPConnection(GuardedConnection, Connection):
+    """A guarded connection over TCP."""
+
+
+class TLSConnection(GuardedConnection, SSLConnection):
+    """A guarded connection over TLS."""
+
+
+class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
+    """A guarded connection over a unix domain socket."""
+
+
+def bind(kind: type[Any], gate: Gate) -> type[Any]:
+    """Return a subclass of a guarded connection class that belongs to one gate.
+
+    redis-py passes keyword arguments through many hands (Cluster drops those it does not know), so
+    the gate travels in the class.
+
+    :param kind: one of the classes above.
+    :param gate: the client's gate.
+    """
+    return type(kind.__name__, (kind,), {"gate": gate})

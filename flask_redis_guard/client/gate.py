@@ -1,0 +1,137 @@
+"""One permit around every operation: the door between callers and Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from flask_redis_guard.client.operation import Operation, current
+from flask_redis_guard.client.outcomes import Verdict, judge, judge_replies
+from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
+from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
+
+T = TypeVar("T")
+
+
+class Gate:
+    """Lead every operation of one client through its breaker.
+
+    The outermost operation holds the permit; whatever redis-py does inside it (a script that is
+    loaded again, the commands of a cluster pipeline) belongs to it. What leaves the gate is the
+    result, redis-py's own exception where that is an answer, or a ``RedisUnavailable``.
+
+    :param breaker: decides who may pass.
+    :param timeout: seconds for one operation, all its waiting together.
+    :param in_memory: whether an in-memory store serves what Redis cannot (development only).
+    :param on_failure: called with each error that counts against Redis, after it was counted.
+    :param on_finished: called with the operation, its outcome and its error or ``None``.
+    """
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        timeout: float,
+        *,
+        in_memory: bool = False,
+        on_failure: Callable[[RedisUnavailable], object] | None = None,
+    ) -> None:
+        self.breaker = breaker
+        self.timeout = timeout
+        self.in_memory = in_memory
+        #: Whether the last operation was served by the in-memory store.
+        self.serving_memory = False
+        self._on_failure = on_failure
+        #: Called with each finished operation, its outcome and the error raised, if any.
+        self.on_finished: Callable[[Operation, Outcome, BaseException | None], object] | None = None
+
+    def run(self, name: str, call: Callable[[], T], *, probe: bool = False) -> T:
+        """Make one call as one operation.
+
+        :param name: the command's name, for errors and metrics.
+        :param call: does the work; with the in-memory store at hand it may be called twice.
+        :param probe: whether the background monitor calls.
+        :raises CircuitOpen: at once, where the breaker refuses.
+        :raises RedisUnavailable: where Redis could not serve.
+        """
+        if current() is not None:
+            return call()
+        try:
+            operation = self.begin(name, probe=probe)
+            with operation:
+                result = call()
+        except BaseException as exc:
+            error = exc if isinstance(exc, CircuitOpen) else self.fail(operation, exc)
+            if not self._falls_back(error, probe):
+                if error is exc:
+                    raise
+                raise error from exc
+        else:
+            self.succeed(operation, result)
+            return result
+        return self._run_in_memory(name, call)
+
+    def begin(self, name: str, *, probe: bool = False) -> Operation:
+        """Start an operation that :meth:`succeed` or :meth:`fail` ends.
+
+        :raises CircuitOpen: where the breaker refuses.
+        """
+        permit = self.breaker.try_acquire(probe=probe)
+        if isinstance(permit, Refusal):
+            raise CircuitOpen(name, "circuit-open", permit.retry_after)
+        return Operation(name, self.timeout, permit)
+
+    def succeed(self, operation: Operation, result: object = None) -> None:
+        """End an operation that came back; a pipeline's list may still tell of a failure."""
+        outcome = judge_replies(result) if type(result) is list else Outcome.SUCCESS
+        self._end(operation, outcome, None)
+        self.serving_memory = operation.in_memory
+
+    def fail(self, operation: Operation, exc: BaseException) -> BaseException:
+        """End an operation that raised.
+
+        :returns: what the caller is to see: ``exc`` itself, or a ``RedisUnavailable`` for it.
+        """
+        verdict = self._judge(exc)
+        if isinstance(exc, RedisUnavailable) or verdict.reason is None:
+            self._end(operation, verdict.outcome, exc)
+            return exc
+        kind = RedisTimeout if verdict.reason == "timeout" else RedisUnavailable
+        self._settle(operation, verdict.outcome)
+        error = kind(operation.name, verdict.reason, self.breaker.retry_after)
+        error.__cause__ = exc
+        self._report(operation, verdict.outcome, error)
+        return error
+
+    def _judge(self, exc: BaseException) -> Verdict:
+        if isinstance(exc, RedisUnavailable):  # made further down, or by another app's guard
+            cause = exc.__cause__
+            return judge(cause) if cause is not None else Verdict(Outcome.NEUTRAL, exc.reason)
+        return judge(exc)
+
+    def _end(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
+        self._settle(operation, outcome)
+        self._report(operation, outcome, exc)
+
+    def _settle(self, operation: Operation, outcome: Outcome) -> None:
+        if operation.permit is not None and not operation.settled:
+            operation.settled = True
+            self.breaker.settle(operation.permit, outcome)
+
+    def _report(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
+        if operation.in_memory:
+            return
+        if outcome is Outcome.FAILURE and self._on_failure is not None:
+            reason = "connection" if exc is None else getattr(exc, "reason", "connection")
+            known = isinstance(exc, RedisUnavailable)
+            self._on_failure(exc if known else RedisUnavailable(operation.name, reason))
+        if self.on_finished is not None:
+            self.on_finished(operation, outcome, exc)
+
+    def _falls_back(self, error: BaseException, probe: bool) -> bool:
+        return self.in_memory and not probe and isinstance(error, RedisUnavailable)
+
+    def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
+        with Operation(name, self.timeout, None) as operation:
+            result = call()
+        self.serving_memory = True
+        return result

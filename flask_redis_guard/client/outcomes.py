@@ -1,0 +1,111 @@
+"""What an exception or a reply says about Redis, and what its caller is told.
+
+One table, first match wins. *Success* means that the server answered, even if the answer is an
+error: the caller gets redis-py's own exception. *Failure* means that Redis cannot serve: it counts
+against the breaker and the caller gets ``RedisUnavailable``. *Neutral* says nothing about Redis and
+touches no counter; with a reason the caller is refused with 503 nevertheless.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from redis import exceptions as errors
+
+from flask_redis_guard.core.breaker import Outcome
+
+class Verdict(NamedTuple):
+    """How one exception is judged."""
+
+    outcome: Outcome
+    #: The ``reason`` of the ``RedisUnavailable`` raised instead; ``None`` leaves the exception.
+    reason: str | None
+
+
+class Row(NamedTuple):
+    """One row of the table: an exception of this kind whose message starts so."""
+
+    kind: type[BaseException]
+    prefix: str
+    verdict: Verdict
+    why: str
+
+
+def _failure(reason: str) -> Verdict:
+    return Verdict(Outcome.FAILURE, reason)
+
+
+_ANSWER = Verdict(Outcome.SUCCESS, None)
+_MISUSE = Verdict(Outcome.NEUTRAL, None)
+_SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
+
+#: Where redis-py knows an error's code it cuts it off the message and picks a class; elsewhere the
+#: message still begins with the code. Versions differ in what they know, hence class and prefix.
+TABLE: tuple[Row, ...] = (
+    Row(errors.ConnectionError, "No connection available", _SATURATED, "our own pool is used up"),
+    Row(errors.ConnectionError, "Too many connections", _SATURATED, "our own pool is used up"),
+    Row(errors.RedisError, "max number of clients", _failure("max-clients"), "nobody gets in"),
+    Row(errors.AuthenticationError, "", _failure("authentication"), "nobody gets in"),
+    Row(errors.AuthorizationError, "", _failure("authentication"), "nobody gets in"),
+    Row(errors.RedisError, "NOAUTH", _failure("authentication"), "nobody gets in"),
+    Row(errors.RedisError, "WRONGPASS", _failure("authentication"), "nobody gets in"),
+    Row(errors.BusyLoadingError, "", _failure("loading"), "the data set is being read"),
+    Row(errors.ReadOnlyError, "", _failure("read-only"), "a replica was written to"),
+    Row(errors.RedisError, "READONLY", _failure("read-only"), "a replica was written to"),
+    Row(errors.RedisError, "UNBLOCKED", _failure("read-only"), "the primary became a replica"),
+    Row(errors.RedisError, "OOM", _failure("out-of-memory"), "maxmemory is reached"),
+    Row(errors.RedisError, "command not allowed when used memory", _failure("out-of-memory"), "OOM"),
+    Row(errors.RedisError, "MISCONF", _failure("misconf"), "a snapshot could not be saved"),
+    Row(errors.RedisError, "NOREPLICAS", _failure("no-replicas"), "too few replicas to write"),
+    Row(errors.RedisError, "BUSY ", _failure("busy"), "a script runs for too long"),
+    Row(errors.MasterDownError, "", _failure("primary-down"), "a replica lost its primary"),
+    Row(errors.RedisError, "MASTERDOWN", _failure("primary-down"), "a replica lost its primary"),
+    Row(errors.ConnectionError, "Handshake refused", _failure("handshake"), "SELECT, HELLO ..."),
+    Row(errors.ConnectionError, "No master found", _failure("no-primary"), "sentinels name nobody"),
+    Row(errors.ClusterDownError, "", _failure("cluster-down"), "slots are not served"),
+    Row(errors.RedisError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
+    Row(errors.ResponseError, "", _ANSWER, "WRONGTYPE, NOSCRIPT, NOPERM, MOVED, CROSSSLOT ..."),
+    Row(errors.WatchError, "", _ANSWER, "somebody else was first"),
+    Row(errors.LockError, "", _ANSWER, "somebody else holds the lock"),
+    Row(errors.TimeoutError, "", _failure("timeout"), "the deadline passed"),
+    Row(errors.InvalidResponse, "", _failure("protocol"), "what speaks there is no Redis"),
+    Row(errors.ConnectionError, "", _failure("connection"), "refused, reset or closed"),
+    Row(errors.RedisClusterException, "", _failure("cluster-down"), "no node could be asked"),
+    Row(TimeoutError, "", _failure("timeout"), "a socket's own"),
+    Row(OSError, "", _failure("connection"), "a socket's own"),
+    Row(BaseException, "", _MISUSE, "bad arguments, a killed greenlet, an interrupt"),
+)
+
+_PIPELINE = "of pipeline caused error: "
+_IN_SCRIPT = re.compile(r"Error running script .*?: -?(?=[A-Z]{3,} )")
+
+
+def judge(error: BaseException) -> Verdict:
+    """Tell what an exception says about Redis.
+
+    :param error: what came out of redis-py.
+    """
+    if isinstance(error, errors.WatchError):
+        # redis-py turns a connection that was lost while watching into a WatchError.
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, (errors.ConnectionError, errors.TimeoutError)):
+            return judge(cause)
+    message = str(error.args[0]) if error.args else ""
+    message = message.rpartition(_PIPELINE)[2]  # "Command # 1 (SET k) of pipeline caused error: "
+    message = _IN_SCRIPT.sub("", message)  # how Redis 6 reports an error inside a script
+    return next(
+        row.verdict
+        for row in TABLE
+        if isinstance(error, row.kind) and message.startswith(row.prefix)
+    )
+
+
+def judge_replies(replies: Iterable[object]) -> Outcome:
+    """Tell what the list that a pipeline returned says: one reply that is a failure makes it one.
+
+    :param replies: the list, in which ``raise_on_error=False`` leaves exceptions as items.
+    """
+    verdicts = (judge(reply).outcome for reply in replies if isinstance(reply, BaseException))
+    return Outcome.FAILURE if Outcome.FAILURE in verdicts else Outcome.SUCCESS
