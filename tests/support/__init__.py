@@ -1,0 +1,6 @@
+"""Real servers, real faults and real processes for the tests."""
+
+from tests.support.servers import RedisServer
+from tests.support.waiting import eventually
+
+__all__ = ["RedisServer", "eventually"]
