@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import RedisServer
+from tests.support import ClusterSetup, RedisServer, SentinelSetup
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +27,17 @@ def own_server() -> Iterator[RedisServer]:
     """A real server of the test's own, to kill, pause and restart."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def sentinel_setup() -> Iterator[SentinelSetup]:
+    """One primary, one replica, three sentinels, for all tests of a module."""
+    with SentinelSetup() as setup:
+        yield setup
+
+
+@pytest.fixture(scope="module")
+def cluster_setup() -> Iterator[ClusterSetup]:
+    """Three primaries with a replica each, for all tests of a module."""
+    with ClusterSetup() as setup:
+        yield setup
