@@ -1,0 +1,1 @@
+"""A Redis client for Flask behind a circuit breaker that fails closed."""

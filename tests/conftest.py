@@ -1,0 +1,43 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import ClusterSetup, RedisServer, SentinelSetup
+
+
+@pytest.fixture(scope="session")
+def _shared_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(_shared_server: RedisServer) -> RedisServer:
+    """A real server as freshly started, shared by tests that leave it alive and unpaused."""
+    _shared_server.reset()
+    return _shared_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A real server of the test's own, to kill, pause and restart."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sentinel_setup() -> Iterator[SentinelSetup]:
+    """One primary, one replica, three sentinels, for all tests of a module."""
+    with SentinelSetup() as setup:
+        yield setup
+
+
+@pytest.fixture(scope="module")
+def cluster_setup() -> Iterator[ClusterSetup]:
+    """Three primaries with a replica each, for all tests of a module."""
+    with ClusterSetup() as setup:
+        yield setup

@@ -1,0 +1,42 @@
+"""The Sentinel set-up and the cluster replace a primary that was killed."""
+
+from __future__ import annotations
+
+import redis
+
+from tests.support import ClusterSetup, SentinelSetup, eventually
+
+
+def test_sentinels_promote_the_replica() -> None:
+    with SentinelSetup() as setup:
+        first = setup.primary()
+        first.client().set("k", "v")
+        first.client().wait(1, 2000)
+        first.kill()
+        eventually(lambda: setup.primary() is not first, 15, "a new primary")
+        promoted = setup.primary().client()
+        eventually(lambda: promoted.role()[0] == "master", 10, "the promotion")
+        assert promoted.get("k") == "v"
+
+
+def test_cluster_promotes_a_replica() -> None:
+    with ClusterSetup() as setup:
+        client = setup.client()
+        assert client.set("k", "v")
+        first = setup.primary_of("k")
+        with first.client() as direct:
+            direct.wait(1, 2000)
+        first.kill()
+        eventually(setup.settled, 15, "the fail-over")
+        assert setup.primary_of("k") is not first
+        assert setup.client().get("k") == "v"
+
+
+def test_protected_sentinels_and_cluster_take_their_passwords() -> None:
+    with SentinelSetup(password="data", sentinel_password="watch") as setup:
+        sentinel = redis.Sentinel(
+            [("127.0.0.1", server.port) for server in setup.sentinels],
+            sentinel_kwargs={"password": "watch"},
+            password="data",
+        )
+        assert sentinel.master_for("mymaster").ping()
