@@ -1,0 +1,78 @@
+"""Names of the counters: of constant length, and nothing in them that a caller wrote."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import lru_cache
+from typing import Final, TypeAlias
+
+from flask_redis_guard.core.rates import Rate
+
+#: Who is counted. Values of different types never share a counter, nor do ``("a", "bc")`` and
+#: ``("ab", "c")``: every part is written with its type and its length.
+Subject: TypeAlias = "str | bytes | int | tuple[Subject, ...]"
+
+_LIMIT_BYTES: Final = 9
+_SUBJECT_BYTES: Final = 15
+
+
+class KeyMaker:
+    """Makes the keys of one app.
+
+    :param prefix: what every key begins with.
+    :param secret: keys the hash of subjects, so that the few billion IPv4 addresses cannot be tried
+        against a copy of the data; with ``None`` the hash is plain.
+    """
+
+    def __init__(self, prefix: str, secret: bytes | None) -> None:
+        self._prefix = prefix.encode()
+        # BLAKE2 takes a key of at most 64 bytes; hashing the secret first admits one of any length.
+        self._key = hashlib.blake2b(secret, person=b"guard:limiter").digest() if secret else b""
+        self._limits = lru_cache(1024)(self._limit_prefix)
+
+    def of(self, rate: Rate, subject: Subject, scope: str, *, kind: bytes = b"") -> bytes:
+        """The key of one rate for one subject.
+
+        The subject stands in a hash tag, so that all its limits share a slot of a cluster.
+
+        :raises TypeError: if the subject is of no type that can be told apart from others.
+        """
+        return self._limits(rate, scope, kind) + self.tag(subject)
+
+    def tag(self, subject: Subject) -> bytes:
+        """The hash tag of a subject."""
+        digest = hashlib.blake2b(encode(subject), digest_size=_SUBJECT_BYTES, key=self._key)
+        return b"{%b}" % base64.urlsafe_b64encode(digest.digest())
+
+    def pattern(self, rate: Rate, scope: str, *, kind: bytes = b"") -> bytes:
+        """A ``MATCH`` pattern for the keys of one rate, whoever the subject."""
+        prefix = self._limits(rate, scope, kind)
+        special = b"\\*?[]^-"
+        return b"".join(b"\\%c" % c if c in special else b"%c" % c for c in prefix) + b"{*}"
+
+    def _limit_prefix(self, rate: Rate, scope: str, kind: bytes) -> bytes:
+        numbers = (rate.limit, rate.per_seconds, rate.capacity)
+        identity = encode((scope, rate.effective_algorithm, *numbers, kind))
+        digest = hashlib.blake2b(identity, digest_size=_LIMIT_BYTES).digest()
+        return self._prefix + base64.urlsafe_b64encode(digest)
+
+
+def encode(subject: Subject) -> bytes:
+    """A subject as bytes, without two different ones ever becoming the same.
+
+    :raises TypeError: for any type but text, bytes, whole numbers and tuples of these.
+    """
+    if isinstance(subject, str):
+        kind, body = b"s", subject.encode("utf-8", "surrogatepass")
+    elif isinstance(subject, bytes):
+        kind, body = b"b", subject
+    elif isinstance(subject, int) and not isinstance(subject, bool):
+        kind, body = b"i", b"%x" % subject
+    elif isinstance(subject, tuple):
+        kind, body = b"t", b"".join(map(encode, subject))
+    else:
+        raise TypeError(
+            f"a subject is text, bytes, a whole number or a tuple of these, not {type(subject).__name__}"
+        )
+    return b"%b%d:%b" % (kind, len(body), body)

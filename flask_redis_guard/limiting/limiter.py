@@ -1,0 +1,217 @@
+"""The rate limiter: every limit of a request judged in one script call, all charged or none."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
+
+from redis.cluster import RedisCluster
+
+from flask_redis_guard.core.rates import Decision, Rate, parse_rates
+from flask_redis_guard.errors import RedisUnavailable
+
+from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
+from .denials import DenialCache
+from .keys import KeyMaker, Subject
+from .scripts import ClientSource, Script, client_getter, guarded
+
+Rates: TypeAlias = "str | Rate | Iterable[str | Rate]"
+
+_log = logging.getLogger(__name__)
+
+_JUDGE: Final = Script("rate limit", "codec.lua", "judge.lua")
+_REFUND: Final = Script("rate limit refund", "codec.lua", "refund.lua")
+
+#: Milliseconds that a key outlives what it counts: the server's expiry clock is coarser than the
+#: one it tells, and may lag behind it by the length of a script.
+_GRACE: Final = b"1000"
+_TEST_GRACE: Final = b"3600000"
+
+
+class RateLimiter:
+    """Counts in Redis or Valkey, with the server's clock; one per app.
+
+    Everything that asks goes through :meth:`judge`; the other methods are short forms of it.
+
+    On Redis Cluster the limits of one subject share a slot and stay atomic. Those of several
+    subjects take one call each, in the order given: if a later one refuses, what earlier ones took
+    is given back, so that another request may for a moment meet a limit fuller than it will be.
+
+    :param client: a redis-py client, or a callable that gives one.
+    :param prefix: what every key begins with.
+    :param secret: keys the hash of subjects; see :class:`.keys.KeyMaker`.
+    :param denial_cache_size: the most refusals remembered; 0 turns the memory off.
+    :param monotonic: clock of the denial cache, in seconds.
+    :param server_time: replaces the server's clock, in microseconds. For tests only.
+    """
+
+    def __init__(
+        self,
+        client: ClientSource,
+        *,
+        prefix: str = "guard:",
+        secret: bytes | None = None,
+        denial_cache_size: int = 10_000,
+        monotonic: Callable[[], float] = time.monotonic,
+        server_time: Callable[[], int] | None = None,
+    ) -> None:
+        self._client = client_getter(client)
+        self._monotonic = monotonic
+        self._server_time = server_time
+        self.keys = KeyMaker(prefix, secret)
+        self.denials = DenialCache(denial_cache_size, monotonic)
+
+    def hit(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
+        """Charge a subject if all rates have room.
+
+        :param rates: see :func:`.parse_rates`.
+        :param key: who is counted: text, bytes, a whole number or a tuple of these.
+        :param cost: units to charge.
+        :param scope: what is counted. The same rates in the same scope share their counters.
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        :raises ValueError: for a bad rate or cost.
+        :raises TypeError: for a subject of another type.
+        """
+        return self.judge([Charge(parse_rates(rates), key, cost, scope)])[0]
+
+    def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
+        """What :meth:`hit` would say now, without charging. It always asks Redis."""
+        plan = Plan([Charge(parse_rates(rates), key, cost, scope)], self.keys)
+        self._ask(plan, plan.rows, b"peek")
+        return plan.decisions()[0]
+
+    def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
+        """Free a subject of all that it was charged. ``cost`` is taken for symmetry only."""
+        rows = Plan([Charge(parse_rates(rates), key, cost, scope)], self.keys).rows
+        keys = [row.key for row in rows]
+        guarded("rate limit reset", self._client().delete, *keys)
+        self.denials.forget(keys)
+
+    def reset_all(self, rates: Rates, scope: str = "") -> int:
+        """Free every subject of these rates, by scanning the keys: for operators.
+
+        :returns: the number of counters deleted.
+        """
+        deleted = 0
+        for rate in parse_rates(rates):
+            deleted += guarded("rate limit reset", self._delete_matching, rate, scope)
+        self.denials.clear()
+        return deleted
+
+    def judge(self, charges: Sequence[Charge]) -> list[Decision]:
+        """Judge everything that applies to one request, and charge all of it or none.
+
+        The request is admitted if every decision but those of shadow charges is ``allowed``; if
+        one is not, nothing was charged, though other decisions say that they had room. A shadow
+        charge refuses nothing, and is charged if it has room and the request is admitted. A
+        counter named twice is charged once, with the greater cost.
+
+        :param charges: any number; none is no request to Redis.
+        :returns: one decision for each charge, in their order. Where a remembered refusal answers,
+            a charge that was not asked about then has no ``states``.
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        """
+        plan = Plan(charges, self.keys)
+        if not plan.rows:
+            return []
+        remembered = self._remembered(plan)
+        if remembered is not None:
+            return remembered
+        sent = self._monotonic()
+        asked: list[Row] = []
+        try:
+            for rows in self._parts(plan.rows):
+                self._ask(plan, rows, b"peek" if plan.refused else b"hit")
+                asked += rows
+        except RedisUnavailable:
+            self._give_back(plan, asked)
+            raise
+        if plan.refused:
+            self._give_back(plan, asked)
+        self._remember(plan, sent)
+        return plan.decisions()
+
+    def refund(self, *decisions: Decision) -> None:
+        """Give back what refundable charges took, as far as it still counts.
+
+        Each decision is good for one refund; one without a ``receipt`` took nothing that could be
+        given back and is passed over.
+
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        """
+        self._refund(
+            [
+                row
+                for decision in decisions
+                if isinstance(decision.receipt, Receipt)
+                for row in decision.receipt.redeem()
+            ]
+        )
+
+    def _remembered(self, plan: Plan) -> list[Decision] | None:
+        for row in plan.rows:
+            if row.enforced and not row.refundable:
+                denial = self.denials.find(row.key, row.cost)
+                if denial is not None:
+                    return plan.decisions(self.denials.states(denial), remembered=True)
+        return None
+
+    def _remember(self, plan: Plan, sent: float) -> None:
+        states = plan.states()
+        for row in plan.rows:
+            if row.refundable or not row.enforced:
+                continue
+            if not states[row.key].allowed:
+                self.denials.remember(row.key, row.cost, sent, states)
+            elif row.charged:
+                self.denials.admitted(row.key, row.cost)
+
+    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows by script call: all in one, or on Cluster one for each subject, enforced ones first."""
+        if not isinstance(self._client(), RedisCluster):
+            return [list(rows)]
+        parts: dict[bytes, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: not row.enforced):
+            parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
+        return list(parts.values())
+
+    def _times(self) -> list[bytes]:
+        if self._server_time is None:
+            return [b"", _GRACE]
+        return [b"%d" % self._server_time(), _TEST_GRACE]
+
+    def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
+        args = [*self._times(), mode]
+        for row in rows:
+            args += row.judge_arguments()
+        keys = [row.key for row in rows]
+        reply = _JUDGE(self._client(), keys, args, 1 + REPLY_WIDTH * len(rows))
+        plan.take_reply(rows, reply, hit=mode == b"hit")
+
+    def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
+        """On Cluster: free earlier subjects of what a request took of them that was then refused."""
+        charged = [row for row in asked if row.charged]
+        try:
+            self._refund(charged)
+        except RedisUnavailable as error:
+            # The request stays refused; what stays charged can only make the limit stricter.
+            _log.warning("A refused request could not be given back what it was charged: %s", error)
+        else:
+            plan.returned(charged)
+
+    def _refund(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        for part in self._parts(rows):
+            args = self._times()
+            for row in part:
+                args += row.refund_arguments()
+            keys = [row.key for row in part]
+            _REFUND(self._client(), keys, args, 1)
+            self.denials.forget(keys)
+
+    def _delete_matching(self, rate: Rate, scope: str) -> int:
+        client, pattern = self._client(), self.keys.pattern(rate, scope)
+        return sum(client.delete(key) for key in client.scan_iter(match=pattern, count=1000))

@@ -1,0 +1,78 @@
+"""Calls of server-side scripts whose errors always refuse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from flask_redis_guard.errors import RedisUnavailable
+
+#: A redis-py client, or what gives one for each operation.
+ClientSource = Any
+
+
+def client_getter(source: ClientSource) -> Callable[[], Any]:
+    """The same in both cases: a callable without arguments that gives a client."""
+    if callable(source) and not hasattr(type(source), "execute_command"):
+        return source  # type: ignore[no-any-return]
+    return lambda: source
+
+
+class Script:
+    """A script made of files of this package, called by its digest.
+
+    :param operation: what an error says was tried.
+    :param names: the files, joined in this order.
+    """
+
+    def __init__(self, operation: str, *names: str) -> None:
+        folder = files(__package__)
+        self.operation = operation
+        self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(
+        self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
+    ) -> list[int]:
+        """Run it: one round trip, two where the server did not know the script.
+
+        :param numbers: how many whole numbers it answers.
+        :raises RedisUnavailable: for every error reply and every answer of another shape.
+        """
+        reply = guarded(self.operation, self._run, client, keys, args)
+        if (
+            not isinstance(reply, list)
+            or len(reply) != numbers
+            or not all(isinstance(number, int) for number in reply)
+        ):
+            raise RedisUnavailable(self.operation, "rejected")
+        return reply
+
+    def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        try:
+            return client.evalsha(self.digest, len(keys), *keys, *args)
+        except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
+            return client.eval(self.text, len(keys), *keys, *args)
+
+
+def guarded(operation: str, call: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call to Redis.
+
+    :raises RedisUnavailable: whatever Redis or the client said instead of a result. The control
+        that asked has no answer, and so it refuses.
+    """
+    try:
+        return call(*args)
+    except RedisUnavailable:
+        raise
+    except redis.TimeoutError as error:
+        raise RedisUnavailable(operation, "timeout") from error
+    except redis.ConnectionError as error:
+        raise RedisUnavailable(operation, "connection") from error
+    except redis.RedisError as error:
+        raise RedisUnavailable(operation, "rejected") from error
