@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final, TypeAlias
 
@@ -12,6 +13,9 @@ from flask_redis_guard.core.rates import Rate
 #: Who is counted. Values of different types never share a counter, nor do ``("a", "bc")`` and
 #: ``("ab", "c")``: every part is written with its type and its length.
 Subject: TypeAlias = "str | bytes | int | tuple[Subject, ...]"
+
+#: What :func:`.parse_rates` reads.
+Rates: TypeAlias = "str | Rate | Iterable[str | Rate]"
 
 _LIMIT_BYTES: Final = 9
 _SUBJECT_BYTES: Final = 15

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from redis.cluster import RedisCluster
 
@@ -14,20 +14,14 @@ from flask_redis_guard.errors import RedisUnavailable
 
 from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
 from .denials import DenialCache
-from .keys import KeyMaker, Subject
-from .scripts import ClientSource, Script, client_getter, guarded
-
-Rates: TypeAlias = "str | Rate | Iterable[str | Rate]"
+from .keys import KeyMaker, Rates, Subject
+from .local import LocalLimiter
+from .scripts import ClientSource, Script, client_getter, guarded, script_times
 
 _log = logging.getLogger(__name__)
 
 _JUDGE: Final = Script("rate limit", "codec.lua", "judge.lua")
 _REFUND: Final = Script("rate limit refund", "codec.lua", "refund.lua")
-
-#: Milliseconds that a key outlives what it counts: the server's expiry clock is coarser than the
-#: one it tells, and may lag behind it by the length of a script.
-_GRACE: Final = b"1000"
-_TEST_GRACE: Final = b"3600000"
 
 
 class RateLimiter:
@@ -43,6 +37,7 @@ class RateLimiter:
     :param prefix: what every key begins with.
     :param secret: keys the hash of subjects; see :class:`.keys.KeyMaker`.
     :param denial_cache_size: the most refusals remembered; 0 turns the memory off.
+    :param processes: how many processes share each limit while :attr:`local` stands in.
     :param monotonic: clock of the denial cache, in seconds.
     :param server_time: replaces the server's clock, in microseconds. For tests only.
     """
@@ -54,6 +49,7 @@ class RateLimiter:
         prefix: str = "guard:",
         secret: bytes | None = None,
         denial_cache_size: int = 10_000,
+        processes: int = 1,
         monotonic: Callable[[], float] = time.monotonic,
         server_time: Callable[[], int] | None = None,
     ) -> None:
@@ -62,6 +58,8 @@ class RateLimiter:
         self._server_time = server_time
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
+        #: Stands in where a limit says ``on_outage="local"``: the same methods, no Redis.
+        self.local = LocalLimiter(self.keys, processes=processes)
 
     def hit(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """Charge a subject if all rates have room.
@@ -177,13 +175,8 @@ class RateLimiter:
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
         return list(parts.values())
 
-    def _times(self) -> list[bytes]:
-        if self._server_time is None:
-            return [b"", _GRACE]
-        return [b"%d" % self._server_time(), _TEST_GRACE]
-
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
-        args = [*self._times(), mode]
+        args = [*script_times(self._server_time), mode]
         for row in rows:
             args += row.judge_arguments()
         keys = [row.key for row in rows]
@@ -205,7 +198,7 @@ class RateLimiter:
         if not rows:
             return
         for part in self._parts(rows):
-            args = self._times()
+            args = script_times(self._server_time)
             for row in part:
                 args += row.refund_arguments()
             keys = [row.key for row in part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 import redis
 from redis.exceptions import NoScriptError
@@ -21,6 +21,20 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     if callable(source) and not hasattr(type(source), "execute_command"):
         return source  # type: ignore[no-any-return]
     return lambda: source
+
+
+#: Milliseconds that a key outlives what it counts: the server's expiry clock is coarser than the
+#: one it tells, and may lag behind it by the length of a script.
+_GRACE: Final = b"1000"
+_TEST_GRACE: Final = b"3600000"
+
+
+def script_times(server_time: Callable[[], int] | None) -> list[bytes]:
+    """The first two arguments of every script: the time, '' for the server's, and the grace.
+
+    :param server_time: a test's clock, in microseconds.
+    """
+    return [b"", _GRACE] if server_time is None else [b"%d" % server_time(), _TEST_GRACE]
 
 
 class Script:
