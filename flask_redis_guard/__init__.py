@@ -1,1 +1,45 @@
-"""A Redis client for Flask behind a circuit breaker that fails closed."""
+"""Redis for Flask's security controls, behind a circuit breaker that fails closed."""
+
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.rates import Decision, Rate
+from flask_redis_guard.errors import (
+    CircuitOpen,
+    ConfigurationError,
+    GuardError,
+    RateLimitExceeded,
+    RedisTimeout,
+    RedisUnavailable,
+)
+from flask_redis_guard.extension import RedisGuard
+from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.signals import (
+    circuit_state_changed,
+    downtime_extended,
+    failure_rate_high,
+    rate_limit_exceeded,
+    redis_failure,
+    redis_recovered,
+    request_refused,
+)
+
+__all__ = [
+    "CircuitBreaker",
+    "CircuitOpen",
+    "CircuitState",
+    "ConfigurationError",
+    "Decision",
+    "GuardError",
+    "Rate",
+    "RateLimitExceeded",
+    "RateLimiter",
+    "RedisGuard",
+    "RedisTimeout",
+    "RedisUnavailable",
+    "circuit_state_changed",
+    "downtime_extended",
+    "failure_rate_high",
+    "rate_limit_exceeded",
+    "redis_failure",
+    "redis_recovered",
+    "request_refused",
+]

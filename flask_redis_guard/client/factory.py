@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from flask_redis_guard.client.memory import memory_pool
 from flask_redis_guard.client.pool import GuardedPool
 from flask_redis_guard.config import Settings
 from flask_redis_guard.errors import ConfigurationError
+
+logger = logging.getLogger("flask_redis_guard")
 
 _CLASSES: dict[str, type[GuardedConnection]] = {
     "redis": TCPConnection,
@@ -56,11 +59,11 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
     scheme = urlsplit(settings.redis_url).scheme
     options = connection_options(settings)
     memory = None
-    if gate.in_memory:
+    if gate.in_memory or gate.memory_only:
         shared = {k: options[k] for k in ("db", "decode_responses") if k in options}
         memory = memory_pool(**shared)
         if memory is None:
-            gate.in_memory = False  # without the extra "dev" even development fails closed
+            _without_store(settings, gate)
     kind = bind(_CLASSES.get(scheme, TCPConnection), gate)
     pool = GuardedPool(
         gate,
@@ -70,6 +73,14 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
         **_understood(kind, options),
     )
     return GuardedRedis(connection_pool=pool)
+
+
+def _without_store(settings: Settings, gate: Gate) -> None:
+    remedy = "pip install 'flask-redis-guard[dev]'"
+    if gate.memory_only:
+        raise ConfigurationError("REDIS_URL", settings.redis_url, f"memory:// needs {remedy}")
+    gate.in_memory = False  # so even development fails closed
+    logger.warning("There is no in-memory store to fall back to in development: %s", remedy)
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import Verdict, judge, judge_replies
+from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
+
+logger = logging.getLogger("flask_redis_guard")
 
 T = TypeVar("T")
 
@@ -23,8 +27,8 @@ class Gate:
     :param breaker: decides who may pass.
     :param timeout: seconds for one operation, all its waiting together.
     :param in_memory: whether an in-memory store serves what Redis cannot (development only).
-    :param on_failure: called with each error that counts against Redis, after it was counted.
-    :param on_finished: called with the operation, its outcome and its error or ``None``.
+    :param memory_only: whether that store serves everything (``memory://``).
+    :param watch: follows failures and the first success after one.
     """
 
     def __init__(
@@ -33,14 +37,18 @@ class Gate:
         timeout: float,
         *,
         in_memory: bool = False,
-        on_failure: Callable[[RedisUnavailable], object] | None = None,
+        memory_only: bool = False,
+        watch: OutageWatch | None = None,
     ) -> None:
         self.breaker = breaker
         self.timeout = timeout
         self.in_memory = in_memory
+        self.memory_only = memory_only
         #: Whether the last operation was served by the in-memory store.
-        self.serving_memory = False
-        self._on_failure = on_failure
+        self.serving_memory = memory_only
+        self._watch = watch
+        #: Called before each operation; the background monitor starts so in every process.
+        self.on_begin: Callable[[], object] | None = None
         #: Called with each finished operation, its outcome and the error raised, if any.
         self.on_finished: Callable[[Operation, Outcome, BaseException | None], object] | None = None
 
@@ -55,6 +63,8 @@ class Gate:
         """
         if current() is not None:
             return call()
+        if self.memory_only:
+            return self._run_in_memory(name, call)
         try:
             operation = self.begin(name, probe=probe)
             with operation:
@@ -75,16 +85,25 @@ class Gate:
 
         :raises CircuitOpen: where the breaker refuses.
         """
+        if self.on_begin is not None:
+            self.on_begin()
         permit = self.breaker.try_acquire(probe=probe)
         if isinstance(permit, Refusal):
+            if self._watch is not None:
+                self._watch.tick()
             raise CircuitOpen(name, "circuit-open", permit.retry_after)
         return Operation(name, self.timeout, permit)
 
     def succeed(self, operation: Operation, result: object = None) -> None:
         """End an operation that came back; a pipeline's list may still tell of a failure."""
-        outcome = judge_replies(result) if type(result) is list else Outcome.SUCCESS
-        self._end(operation, outcome, None)
-        self.serving_memory = operation.in_memory
+        verdict = judge_replies(result) if type(result) is list else None
+        if verdict is None or verdict.reason is None:
+            self._end(operation, Outcome.SUCCESS, None)
+        else:
+            error = RedisUnavailable(operation.name, verdict.reason)
+            self._end(operation, verdict.outcome, error)
+        if self.serving_memory:
+            self._serve_memory(False)
 
     def fail(self, operation: Operation, exc: BaseException) -> BaseException:
         """End an operation that raised.
@@ -120,10 +139,11 @@ class Gate:
     def _report(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
         if operation.in_memory:
             return
-        if outcome is Outcome.FAILURE and self._on_failure is not None:
-            reason = "connection" if exc is None else getattr(exc, "reason", "connection")
-            known = isinstance(exc, RedisUnavailable)
-            self._on_failure(exc if known else RedisUnavailable(operation.name, reason))
+        if self._watch is not None:
+            if outcome is Outcome.FAILURE and isinstance(exc, RedisUnavailable):
+                self._watch.failed(exc, self.breaker)
+            elif outcome is Outcome.SUCCESS and self._watch.failing:
+                self._watch.succeeded()
         if self.on_finished is not None:
             self.on_finished(operation, outcome, exc)
 
@@ -133,5 +153,13 @@ class Gate:
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
         with Operation(name, self.timeout, None) as operation:
             result = call()
-        self.serving_memory = True
+        if not self.serving_memory:
+            self._serve_memory(True)
         return result
+
+    def _serve_memory(self, serving: bool) -> None:
+        self.serving_memory = serving
+        if serving:
+            logger.warning("Redis cannot be reached: using the in-memory store (development only)")
+        else:
+            logger.info("Redis is back: no longer using the in-memory store")

@@ -9,6 +9,7 @@ import redis
 from redis.client import Monitor, Pipeline, PubSub
 from redis.commands.core import Script
 
+from flask_redis_guard.client.connections import GuardedConnection
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.pool import GuardedPool
@@ -41,6 +42,7 @@ class GuardedRedis(redis.Redis):
 
     def __init__(self, *, connection_pool: GuardedPool, **options: Any) -> None:
         self.gate: Gate = connection_pool.gate
+        self.connection_pool: Any
         if options.get("single_connection_client"):
             self.gate.run("CONNECTION", lambda: self._init(connection_pool, options))
         else:
@@ -100,7 +102,7 @@ class GuardedPipeline(Pipeline):
         call = super().immediate_execute_command
         return self.gate.run(_name(args), lambda: call(*args, **options))
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued and give the connection back; never waits for a dead server."""
         if getattr(self, "watching", False) and self.connection is not None:
             self.connection.disconnect()  # takes the watches along without a round trip
@@ -141,5 +143,6 @@ class GuardedMonitor(Monitor):
 
     def __enter__(self) -> Any:
         self.gate.run("MONITOR", super().__enter__)
-        self.connection._sock.settimeout(None)  # from here on it waits for others' commands
+        if isinstance(self.connection, GuardedConnection):
+            self.connection._sock.settimeout(None)  # from here on it waits for others' commands
         return self

@@ -102,10 +102,10 @@ def judge(error: BaseException) -> Verdict:
     )
 
 
-def judge_replies(replies: Iterable[object]) -> Outcome:
+def judge_replies(replies: Iterable[object]) -> Verdict:
     """Tell what the list that a pipeline returned says: one reply that is a failure makes it one.
 
     :param replies: the list, in which ``raise_on_error=False`` leaves exceptions as items.
     """
-    verdicts = (judge(reply).outcome for reply in replies if isinstance(reply, BaseException))
-    return Outcome.FAILURE if Outcome.FAILURE in verdicts else Outcome.SUCCESS
+    verdicts = (judge(reply) for reply in replies if isinstance(reply, BaseException))
+    return next((v for v in verdicts if v.outcome is Outcome.FAILURE), _ANSWER)

@@ -10,6 +10,7 @@ from redis.connection import BlockingConnectionPool
 
 from flask_redis_guard.client.connections import GuardedConnection
 from flask_redis_guard.client.operation import current
+from flask_redis_guard.errors import RedisUnavailable
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -60,6 +61,14 @@ class GuardedPool(BlockingConnectionPool):
             if operation.in_memory:
                 return self._memory.get_connection(*self._words(command_name))
             return self._checked_out(command_name)
+        try:
+            return self._borrow(command_name)
+        except RedisUnavailable:
+            if not self.gate.in_memory:
+                raise
+            return self._memory.get_connection(*self._words(command_name))
+
+    def _borrow(self, command_name: Any) -> Any:
         operation = self.gate.begin("CONNECTION")
         try:
             with operation:
@@ -79,7 +88,7 @@ class GuardedPool(BlockingConnectionPool):
             return
         operation, connection.borrowed = connection.borrowed, None
         if not connection.is_clean:
-            connection.disconnect()  # type: ignore[attr-defined]
+            connection.disconnect()
         super().release(connection)
         if operation is not None and not operation.settled:
             self.gate.succeed(operation)

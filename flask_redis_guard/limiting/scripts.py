@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
@@ -58,7 +59,12 @@ class Script:
         :param numbers: how many whole numbers it answers.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
-        reply = guarded(self.operation, self._run, client, keys, args)
+        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
+        if gate is None:
+            reply = guarded(self.operation, self._run, client, keys, args)
+        else:
+            call = partial(self._run, client, keys, args)
+            reply = guarded(self.operation, gate.run, "EVALSHA", call)
         if (
             not isinstance(reply, list)
             or len(reply) != numbers

@@ -1,0 +1,1 @@
+"""The Flask features, independent of one another."""

@@ -1,0 +1,71 @@
+"""Refusals as HTTP: the net that makes every one of them a 429 or 503 with ``Retry-After``.
+
+Flask turns what is raised in a view into a response, but an exception raised by an ``after_request``
+function or by a session interface becomes a 500, HTTP exception or not. An app's own handler for
+503, ``HTTPException`` or ``redis.ConnectionError`` is asked first in every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, has_request_context, request
+
+from flask_redis_guard import signals
+from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+
+REFUSALS = (RedisUnavailable, RateLimitExceeded)
+
+
+def install(app: Flask) -> None:
+    """Put the net under one app's error handling.
+
+    Flask documents both methods as points to override in a subclass; here they are overridden on
+    the one instance, so that no other app is touched.
+
+    :param app: the app.
+    """
+    handle_user_exception: Callable[..., Any] = app.handle_user_exception
+    handle_exception: Callable[..., Response] = app.handle_exception
+    finalize_request: Callable[..., Response] = app.finalize_request
+
+    # The arguments are passed on as they come: their number differs between versions of Flask.
+    def user_exception(*args: Any) -> Any:
+        error = args[-1]
+        if not isinstance(error, REFUSALS):
+            return handle_user_exception(*args)
+        answer = handle_user_exception(*args)
+        announce(app, error)
+        return keep_retry_after(app.make_response(answer), error)
+
+    def exception(*args: Any) -> Response:
+        error = args[-1]
+        if not isinstance(error, REFUSALS):
+            return handle_exception(*args)
+        answer = user_exception(*args)
+        try:
+            response = finalize_request(*args[:-1], answer)
+        except REFUSALS:  # the same after_request function again; the answer stands
+            response = app.make_response(answer)
+        except Exception as other:
+            return handle_exception(*args[:-1], other)
+        return keep_retry_after(response, error)
+
+    vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
+
+
+def keep_retry_after(
+    response: Response, error: RedisUnavailable | RateLimitExceeded
+) -> Response:
+    """Add ``Retry-After`` where an app's own handler left it out of a 429 or 503."""
+    if response.status_code in (429, 503):
+        response.headers.setdefault("Retry-After", str(error.retry_after))
+    return response
+
+
+def announce(app: Flask, error: RedisUnavailable | RateLimitExceeded) -> None:
+    """Send ``request_refused`` for a request that Redis's absence refused."""
+    if isinstance(error, RedisUnavailable):
+        endpoint = request.endpoint if has_request_context() else None
+        signals.send(signals.request_refused, app, error=error, endpoint=endpoint)
