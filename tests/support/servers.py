@@ -24,7 +24,7 @@ import redis
 from tests.support.ports import PortLease
 from tests.support.waiting import eventually
 
-Options = Mapping[str, "str | int | Iterable[str]"]
+Options = Mapping[str, str | int] | Mapping[str, str] | Mapping[str, str | int | Iterable[str]]
 
 DEFAULT_OPTIONS: dict[str, str] = {"save": '""', "appendonly": "no"}
 # The helper's own user on a server with an ACL file, so that a test may restrict every other.
@@ -207,10 +207,9 @@ class RedisServer:
 
         :param options: as of ``redis.Redis``.
         """
+        login: dict[str, str | None] = {"password": self.password}
         if self._acl is not None:
             login = {"username": HELPER_USER, "password": self._helper_password}
-        else:
-            login = {"password": self.password}
         # No retries: redis-py's own would make a dead server cost seconds.
         defaults = {"socket_timeout": 5, "decode_responses": True, "retry": None, **login}
         return redis.Redis(host="127.0.0.1", port=self.port, **{**defaults, **options})

