@@ -149,11 +149,11 @@ def _log(transition: Transition) -> None:
     if transition.reason == "operator":
         logger.warning("Circuit breaker set to %s by an operator", current.value, extra=details)
     elif current is CircuitState.OPEN and previous is CircuitState.HALF_OPEN:
-        logger.warning(
-            "Circuit breaker reopening after failure in half-open state", extra=details
-        )
+        logger.warning("Circuit breaker reopening after failure in half-open state", extra=details)
     elif current is CircuitState.OPEN:
-        logger.error("Circuit breaker opening after %d failures", transition.failures, extra=details)
+        logger.error(
+            "Circuit breaker opening after %d failures", transition.failures, extra=details
+        )
     elif current is CircuitState.HALF_OPEN:
         logger.info("Circuit breaker half-open, probing Redis", extra=details)
     else:
