@@ -19,6 +19,7 @@ from flask_redis_guard.web.headers import rate_limit_headers
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import MARK, Limit, Rates, limit_failed, limits_of
 from flask_redis_guard.web.subjects import warn_of_untrusted_proxy
+from flask_redis_guard.web.survey import report_weak_limits
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -176,6 +177,7 @@ def _judge(host: Host, charged: list[tuple[Limit, Charge]]) -> list[tuple[Limit,
 def check_ahead() -> None:
     """Judge what applies to the current request, ahead of every other ``before_request``."""
     host = current_host()
+    report_weak_limits(host.app, host)
     warn_of_untrusted_proxy(host.warned)
     state = RequestLimits.current()
     preflight = request.method == "OPTIONS" and getattr(
