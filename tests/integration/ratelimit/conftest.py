@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,7 +24,7 @@ class Made(NamedTuple):
 
 
 @pytest.fixture
-def make_app(redis_server: RedisServer) -> Iterator[Callable[..., Made]]:
+def make_app(redis_server: RedisServer) -> Callable[..., Made]:
     """Makes guarded apps on the shared server; their background checks are off."""
 
     def make(**config: Any) -> Made:
@@ -35,4 +35,4 @@ def make_app(redis_server: RedisServer) -> Iterator[Callable[..., Made]]:
         app.secret_key = "not so secret"
         return Made(app, RedisGuard(app), app.test_client())
 
-    yield make
+    return make
