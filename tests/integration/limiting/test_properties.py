@@ -1,0 +1,258 @@
+"""Random traces through the real scripts on a real server, against the plainest models."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flask_redis_guard.core.rates import Rate
+from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.limiting.limiter import RateLimiter
+from tests.integration.limiting.conftest import ServerTime
+from tests.integration.limiting.models import SECOND, BucketModel, LogModel, model_of
+
+trace_settings = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+periods = st.sampled_from([1, 2, 7, 60, 3600, 86_400])
+starts = st.integers(10**15, 2 * 10**15)
+exact_windows = st.builds(Rate, st.integers(1, 16), periods)
+counted_windows = st.builds(Rate, st.integers(17, 60), periods)
+windows = st.one_of(exact_windows, counted_windows)
+buckets = st.builds(
+    Rate, st.integers(1, 60), periods, st.none() | st.integers(1, 80), st.just("token-bucket")
+)
+calendars = st.builds(Rate, st.integers(1, 60), periods, algorithm=st.just("fixed-window"))
+any_rates = st.one_of(windows, buckets, calendars)
+
+
+@st.composite
+def traces(draw: st.DrawFn, rate: Rate) -> list[tuple[int, int]]:
+    """Pauses (us) and costs that come near the limit and near the turns of windows."""
+    period = rate.per_seconds * SECOND
+    pauses = st.one_of(
+        st.just(0),
+        st.integers(0, period // rate.limit * 2 + 1),
+        st.integers(-1, 1).map(lambda d: max(0, period // 16 + d)),
+        st.integers(-1, 1).map(lambda d: period + d),
+        st.integers(0, 2 * period),
+    )
+    costs = st.one_of(st.just(1), st.integers(1, rate.capacity), st.just(rate.capacity + 1))
+    return draw(st.lists(st.tuples(pauses, costs), min_size=5, max_size=40))
+
+
+@st.composite
+def cases(draw: st.DrawFn, rates: st.SearchStrategy[Rate]) -> tuple[Rate, list[tuple[int, int]]]:
+    rate = draw(rates)
+    return rate, draw(traces(rate))
+
+
+@trace_settings
+@given(case=cases(any_rates), start=starts)
+def test_every_decision_keeps_the_promise_of_its_algorithm(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    case: tuple[Rate, list[tuple[int, int]]],
+    start: int,
+) -> None:
+    rate, trace = case
+    subject, model = clock.start(start), model_of(rate)
+    for pause, cost in trace:
+        clock.now += pause
+        decision = limiter.hit(rate, subject, cost)
+        if model.must_refuse(clock.now, cost):
+            assert not decision.allowed
+        if model.must_admit(clock.now, cost):
+            assert decision.allowed
+        if decision.allowed:
+            model.take(clock.now, cost)
+
+
+@trace_settings
+@given(case=cases(any_rates), start=starts)
+def test_the_numbers_of_a_decision_are_true(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    case: tuple[Rate, list[tuple[int, int]]],
+    start: int,
+) -> None:
+    rate, trace = case
+    subject = clock.start(start)
+
+    def fits_at(time: int, cost: int) -> bool:
+        before, clock.now = clock.now, time
+        try:
+            return limiter.peek(rate, subject, cost).allowed
+        finally:
+            clock.now = before
+
+    for pause, cost in trace[:15]:
+        clock.now += pause
+        decision = limiter.hit(rate, subject, cost)
+        remaining, reset = decision.remaining, round(decision.reset_after * 1e6)
+        assert remaining == 0 or fits_at(clock.now, remaining)
+        assert not fits_at(clock.now, remaining + 1)
+        assert fits_at(clock.now + reset, rate.capacity)
+        assert reset == 0 or not fits_at(clock.now + reset - 1, rate.capacity)
+        retry = round(decision.retry_after * 1e6)
+        if decision.allowed:
+            assert retry == 0
+        elif cost <= rate.capacity:
+            assert fits_at(clock.now + retry, cost)
+            assert not fits_at(clock.now + retry - 1, cost)
+
+
+@trace_settings
+@given(case=cases(buckets), start=starts)
+def test_the_token_bucket_is_the_model_step_for_step(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    case: tuple[Rate, list[tuple[int, int]]],
+    start: int,
+) -> None:
+    rate, trace = case
+    subject, model = clock.start(start), BucketModel(rate)
+    burst = model.span(rate.capacity)
+    for pause, cost in trace:
+        clock.now += pause
+        decision = limiter.hit(rate, subject, cost)
+        retry = math.ceil(model.after(clock.now, cost) - burst - clock.now)
+        assert decision.allowed == (retry <= 0)
+        if decision.allowed:
+            model.take(clock.now, cost)
+        debt = max(model.full_at - clock.now, Fraction(0))
+        assert decision.remaining == math.floor((burst - debt) / model.span(1))
+        assert round(decision.reset_after * 1e6) == math.ceil(debt)
+        if not decision.allowed and cost <= rate.capacity:
+            assert round(decision.retry_after * 1e6) == retry
+
+
+@trace_settings
+@given(data=st.data(), rates=st.lists(any_rates, min_size=2, max_size=4, unique=True), start=starts)
+def test_a_refused_request_consumes_nothing_of_any_limit(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    data: st.DataObject,
+    rates: list[Rate],
+    start: int,
+) -> None:
+    first = clock.start(start)
+    trace = data.draw(traces(min(rates, key=lambda r: r.capacity)))
+    for pause, cost in trace:
+        clock.now += pause
+        # Two subjects and two scopes: what an app, a blueprint and a route ask of one request.
+        charges = [
+            Charge((rate,), (first, i % 2), cost, scope=str(i)) for i, rate in enumerate(rates)
+        ]
+
+        def peeks(charges: list[Charge] = charges) -> list[int]:
+            return [limiter.peek(c.rates, c.subject, 1, c.scope).remaining for c in charges]
+
+        before = peeks()
+        fits = [limiter.peek(c.rates, c.subject, cost, c.scope).allowed for c in charges]
+        decisions = limiter.judge(charges)
+        assert [d.allowed for d in decisions] == fits
+        assert [d.remaining for d in decisions] == peeks()
+        if all(fits):
+            assert all(was - cost >= d.remaining for was, d in zip(before, decisions, strict=True))
+        else:
+            assert peeks() == before
+
+
+@st.composite
+def refund_traces(draw: st.DrawFn, rate: Rate) -> list[tuple[int, int, int]]:
+    """A trace, and after each step which of the charges not given back yet is (-1: none)."""
+    steps = draw(traces(rate))
+    return [(pause, cost, draw(st.integers(-1, 3))) for pause, cost in steps]
+
+
+@trace_settings
+@given(data=st.data(), rate=any_rates, start=starts)
+def test_refunds_give_back_what_still_counts_and_never_more(
+    limiter: RateLimiter, clock: ServerTime, data: st.DataObject, rate: Rate, start: int
+) -> None:
+    subject, kept = clock.start(start), []
+    for pause, cost, which in data.draw(refund_traces(rate)):
+        clock.now += pause
+        charge = Charge((rate,), subject, cost, refundable=True)
+        model = model_of(rate)
+        for time, taken, _ in kept:
+            if isinstance(model, BucketModel) and model.must_refuse(time, taken):
+                raise AssertionError("what was not given back exceeds the burst")
+            model.take(time, taken)
+        decision = limiter.judge([charge])[0]
+        if model.must_refuse(clock.now, cost):
+            assert not decision.allowed
+        if not isinstance(model, BucketModel) and model.must_admit(clock.now, cost):
+            assert decision.allowed
+        if decision.allowed:
+            kept.append((clock.now, cost, decision))
+        if 0 <= which < len(kept):
+            _, _, given_back = kept.pop(-1 - which)
+            limiter.refund(given_back)
+            limiter.refund(given_back)  # good for one refund only
+
+
+@trace_settings
+@given(rate=any_rates, start=starts, cost=st.integers(1, 60))
+def test_a_refund_at_once_undoes_the_charge(
+    limiter: RateLimiter, clock: ServerTime, rate: Rate, start: int, cost: int
+) -> None:
+    subject = clock.start(start)
+    limiter.refund(*limiter.judge([Charge((rate,), subject, cost, refundable=True)]))
+    clock.now += 1  # a token bucket gives back whole microseconds
+    assert limiter.peek(rate, subject).remaining == rate.capacity
+
+
+@trace_settings
+@given(case=cases(windows), start=starts, data=st.data())
+def test_a_clock_set_back_never_admits_more_and_recovers_within_a_period(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    case: tuple[Rate, list[tuple[int, int]]],
+    start: int,
+    data: st.DataObject,
+) -> None:
+    rate, trace = case
+    subject, model, real = clock.start(start), LogModel(rate), 0
+    period = rate.per_seconds * SECOND
+    back = st.one_of(st.just(0), st.integers(1, period), st.integers(1, 10**14))
+    for pause, cost in trace:
+        real += pause
+        clock.now += pause - (data.draw(back) if data.draw(st.integers(0, 4)) == 0 else 0)
+        if limiter.hit(rate, subject, cost).allowed:
+            assert not model.must_refuse(real, cost)
+            model.take(real, cost)
+    limiter.peek(rate, subject)  # whoever asks sees the clock's step
+    clock.now += period + period // 16
+    assert limiter.peek(rate, subject, rate.limit).allowed
+
+
+@trace_settings
+@given(case=cases(st.one_of(buckets, calendars)), start=starts, step=st.integers(1, 10**14))
+def test_the_other_algorithms_recover_from_a_clock_set_back_too(
+    limiter: RateLimiter,
+    clock: ServerTime,
+    case: tuple[Rate, list[tuple[int, int]]],
+    start: int,
+    step: int,
+) -> None:
+    rate, trace = case
+    subject = clock.start(start)
+    for pause, cost in trace:
+        clock.now += pause
+        limiter.hit(rate, subject, cost)
+    before = limiter.peek(rate, subject).remaining
+    clock.now -= step
+    stepped = limiter.peek(rate, subject)
+    assert stepped.remaining <= before
+    period = rate.per_seconds * SECOND
+    # A bucket needs the time to fill, a calendar window its own end or that of the next.
+    bucket = BucketModel(rate)
+    full = bucket.span(rate.capacity) if rate.algorithm == "token-bucket" else Fraction(2 * period)
+    clock.now += math.ceil(full)
+    assert limiter.peek(rate, subject, rate.capacity).allowed
