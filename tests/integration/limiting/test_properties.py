@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flask_redis_guard.core.rates import Rate
+from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.limiting.limiter import RateLimiter
 from tests.integration.limiting.conftest import ServerTime
@@ -165,9 +165,12 @@ def test_a_refused_request_consumes_nothing_of_any_limit(
 
 @st.composite
 def refund_traces(draw: st.DrawFn, rate: Rate) -> list[tuple[int, int, int]]:
-    """A trace, and after each step which of the charges not given back yet is (-1: none)."""
-    steps = draw(traces(rate))
-    return [(pause, cost, draw(st.integers(-1, 3))) for pause, cost in steps]
+    """Pauses (us); costs, 0 for all that is left; and which charge to give back, -1 to charge."""
+    period = rate.per_seconds * SECOND
+    pauses = st.just(0) | st.integers(0, period // rate.capacity) | st.integers(0, period * 9 // 8)
+    costs = st.sampled_from([0, 1, 1, 2]) | st.integers(1, rate.capacity)
+    step = st.tuples(pauses, costs, st.just(-1) | st.integers(-1, 9))
+    return draw(st.lists(step, min_size=5, max_size=40))
 
 
 @trace_settings
@@ -175,26 +178,27 @@ def refund_traces(draw: st.DrawFn, rate: Rate) -> list[tuple[int, int, int]]:
 def test_refunds_give_back_what_still_counts_and_never_more(
     limiter: RateLimiter, clock: ServerTime, data: st.DataObject, rate: Rate, start: int
 ) -> None:
-    subject, kept = clock.start(start), []
+    subject = clock.start(start)
+    kept: list[tuple[int, int, Decision]] = []
     for pause, cost, which in data.draw(refund_traces(rate)):
         clock.now += pause
-        charge = Charge((rate,), subject, cost, refundable=True)
-        model = model_of(rate)
-        for time, taken, _ in kept:
-            if isinstance(model, BucketModel) and model.must_refuse(time, taken):
-                raise AssertionError("what was not given back exceeds the burst")
-            model.take(time, taken)
-        decision = limiter.judge([charge])[0]
-        if model.must_refuse(clock.now, cost):
-            assert not decision.allowed
-        if not isinstance(model, BucketModel) and model.must_admit(clock.now, cost):
-            assert decision.allowed
-        if decision.allowed:
-            kept.append((clock.now, cost, decision))
         if 0 <= which < len(kept):
-            _, _, given_back = kept.pop(-1 - which)
+            given_back = kept.pop(which)[2]
             limiter.refund(given_back)
             limiter.refund(given_back)  # good for one refund only
+            continue
+        model = model_of(rate)
+        for time, taken, _ in kept:
+            assert not model.must_refuse(time, taken), "more than the promise is kept"
+            model.take(time, taken)
+        wanted = cost or max(1, limiter.peek(rate, subject).remaining)
+        decision = limiter.judge([Charge((rate,), subject, wanted, refundable=True)])[0]
+        if model.must_refuse(clock.now, wanted):
+            assert not decision.allowed
+        if not isinstance(model, BucketModel) and model.must_admit(clock.now, wanted):
+            assert decision.allowed
+        if decision.allowed:
+            kept.append((clock.now, wanted, decision))
 
 
 @trace_settings
