@@ -267,3 +267,32 @@ def test_every_algorithm_recovers_from_a_clock_set_back(
     else:
         clock.now += period + period // 16
     assert limiter.peek(rate, subject, rate.capacity).allowed
+
+
+def test_a_step_back_makes_no_event_older_than_it_is(
+    limiter: RateLimiter, clock: ServerTime
+) -> None:
+    rate = Rate(17, 16)  # a second to each counter
+    subject = clock.start(1_700_000_000 * SECOND + SECOND - 1)
+    assert limiter.hit(rate, subject, 16).allowed  # at the very end of its second
+    clock.now += 1
+    assert limiter.hit(rate, subject, 1).allowed  # in the next
+    clock.now -= SECOND // 2
+    assert not limiter.hit(rate, subject).allowed
+    clock.now += 16 * SECOND - 2
+    assert not limiter.hit(rate, subject).allowed  # less than the period has really passed
+
+
+def test_a_step_back_leaves_nothing_behind_that_never_runs_out(
+    limiter: RateLimiter, clock: ServerTime
+) -> None:
+    rate = Rate(33, 16)
+    subject = clock.start(1_700_000_000 * SECOND)
+    for _ in range(8):
+        assert limiter.hit(rate, subject, 2).allowed
+        clock.now += SECOND
+    clock.now -= 6 * SECOND
+    for _ in range(80):  # one a second fits, whatever else was counted before
+        assert limiter.hit(rate, subject).allowed
+        clock.now += SECOND
+    assert limiter.peek(rate, subject).remaining == 33 - 16
