@@ -49,6 +49,16 @@ def test_a_refusal_answers_as_much_or_more_until_its_time_is_over() -> None:
     assert cache.hits == 3
 
 
+def test_an_answer_whose_time_runs_out_on_the_way_still_refuses() -> None:
+    clock = Clock()
+    cache = filled(clock, 0.4)
+    denial = cache.find(b"k", 2)
+    assert denial is not None
+    clock.now += 0.5
+    state = cache.states(denial)[b"k"]
+    assert (state.allowed, state.retry_after) == (False, 0.0)
+
+
 def test_time_runs_from_when_the_request_was_sent() -> None:
     clock = Clock()
     cache = DenialCache(10, clock)
