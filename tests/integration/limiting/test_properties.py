@@ -21,7 +21,7 @@ trace_settings = settings(
 periods = st.sampled_from([1, 2, 7, 60, 3600, 86_400])
 starts = st.integers(10**15, 2 * 10**15)
 exact_windows = st.builds(Rate, st.integers(1, 16), periods)
-counted_windows = st.builds(Rate, st.integers(17, 60), periods)
+counted_windows = st.builds(Rate, st.integers(17, 60) | st.integers(61, 2**32 - 1), periods)
 windows = st.one_of(exact_windows, counted_windows)
 buckets = st.builds(
     Rate, st.integers(1, 60), periods, st.none() | st.integers(1, 80), st.just("token-bucket")
@@ -296,3 +296,31 @@ def test_a_step_back_leaves_nothing_behind_that_never_runs_out(
         assert limiter.hit(rate, subject).allowed
         clock.now += SECOND
     assert limiter.peek(rate, subject).remaining == 33 - 16
+
+
+def test_a_token_bucket_does_not_give_back_what_has_flowed_in_already(
+    limiter: RateLimiter, clock: ServerTime
+) -> None:
+    rate = Rate(1, 1, burst=5)
+    subject = clock.start(1_700_000_000 * SECOND)
+    reserved = limiter.judge([Charge((rate,), subject, refundable=True)])
+    clock.now += 900_000
+    limiter.hit(rate, subject)
+    limiter.refund(*reserved)
+    # Without the first charge the bucket would have been full at the second.
+    assert limiter.peek(rate, subject).reset_after == 1.0
+
+
+def test_refunds_of_a_token_bucket_do_not_add_up_to_more_than_was_taken(
+    limiter: RateLimiter, clock: ServerTime
+) -> None:
+    rate = Rate(1, 1, burst=5)
+    subject = clock.start(1_700_000_000 * SECOND)
+    charge = Charge((rate,), subject, refundable=True)
+    first, second = limiter.judge([charge]), limiter.judge([charge])
+    limiter.refund(*first)
+    clock.now += 900_000
+    limiter.hit(rate, subject)
+    clock.now += 100_000
+    limiter.refund(*second)
+    assert limiter.peek(rate, subject).reset_after >= 0.9  # what the last charge alone would need
