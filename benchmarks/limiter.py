@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import redis
 
@@ -28,10 +29,8 @@ def candidates(url: str) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {"INCR": lambda: client.incr("benchmark:plain")}
     for algorithm in ("sliding-window", "token-bucket", "fixed-window"):
         one, three = (parse_rates(text, algorithm=algorithm) for text in (ONE, THREE))
-        found[f"{algorithm}, 1 rate"] = lambda one=one: limiter.hit(one, "203.0.113.9")
-        found[f"{algorithm}, {len(three)} rates"] = lambda three=three: limiter.hit(
-            three, "203.0.113.9"
-        )
+        found[f"{algorithm}, 1 rate"] = partial(limiter.hit, one, "203.0.113.9")
+        found[f"{algorithm}, {len(three)} rates"] = partial(limiter.hit, three, "203.0.113.9")
     found.update(of_limits(url))
     found.update(of_throttled(url))
     limiter.hit("1/day", "refused")
@@ -49,10 +48,7 @@ def of_limits(url: str) -> dict[str, Callable[[], object]]:
         "limits, moving window": strategies.MovingWindowRateLimiter,
         "limits, sliding window counter": strategies.SlidingWindowCounterRateLimiter,
     }
-    return {
-        name: lambda limiter=kind(store): limiter.hit(item, "203.0.113.9")
-        for name, kind in kinds.items()
-    }
+    return {name: partial(kind(store).hit, item, "203.0.113.9") for name, kind in kinds.items()}
 
 
 def of_throttled(url: str) -> dict[str, Callable[[], object]]:
@@ -62,7 +58,10 @@ def of_throttled(url: str) -> dict[str, Callable[[], object]]:
         return {}
     return {
         f"throttled-py, {kind.value}": Throttled(
-            key="203.0.113.9", using=kind.value, quota=per_min(1_000_000), store=store.RedisStore(url)
+            key="203.0.113.9",
+            using=kind.value,
+            quota=per_min(1_000_000),
+            store=store.RedisStore(url),
         ).limit
         for kind in (RateLimiterType.SLIDING_WINDOW, RateLimiterType.GCRA)
     }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_redis_guard.core.rates import Rate
-from flask_redis_guard.limiting.keys import KeyMaker, encode
+from flask_redis_guard.limiting.keys import KeyMaker, Subject, encode
 
 RATE = Rate(5, 60)
 KEYS = KeyMaker("guard:", b"secret")
@@ -32,7 +32,7 @@ def test_different_subjects_never_share_a_key(first: object, second: object) -> 
 
 
 def test_crafted_subjects_stay_apart() -> None:
-    crafted = ["", "a", b"a", b"", 1, "1", (), ("a",), ("a", "bc"), ("ab", "c"), ("abc",), "s1:a",
+    crafted: list[Subject] = ["", "a", b"a", b"", 1, "1", (), ("a",), ("a", "bc"), ("ab", "c"), ("abc",), "s1:a",
                "}", "{a}", "a}{b", "\ud800", "\x00", "a" * 10**6, 10**5000, -1, (("a",), "b")]  # fmt: skip
     assert len({KEYS.of(RATE, subject, "") for subject in crafted}) == len(crafted)
 

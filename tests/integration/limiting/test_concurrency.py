@@ -14,7 +14,8 @@ from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter, Lease
 from flask_redis_guard.limiting.keys import KeyMaker
 from tests.integration.limiting.conftest import ServerTime
-from tests.integration.limiting.test_properties import SECOND, trace_settings
+from tests.integration.limiting.models import SECOND
+from tests.integration.limiting.test_properties import trace_settings
 from tests.support import RedisServer
 
 

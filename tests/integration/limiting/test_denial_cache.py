@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.limiting.limiter import RateLimiter
 from tests.integration.limiting.conftest import ServerTime
-from tests.integration.limiting.test_properties import SECOND, any_rates, starts, trace_settings
+from tests.integration.limiting.models import SECOND
+from tests.integration.limiting.test_properties import any_rates, starts, trace_settings
 from tests.support import RedisServer
-
 
 steps_taken = st.lists(
     st.tuples(
@@ -46,7 +46,7 @@ def test_never_refuses_what_the_server_would_admit(
     limiter = RateLimiter(client, monotonic=lambda: clock.now / 1e6, server_time=arriving)
     truth = RateLimiter(client, denial_cache_size=0, server_time=clock)
     most = min(rate.capacity for rate in rates)
-    for pause, near, wanted, delay, reset in steps:  # noqa: B007 (read by `arriving`)
+    for pause, near, wanted, delay, reset in steps:
         clock.now += pause if near is None else max(0, retry + near)
         cost = min(wanted, most)
         if reset:

@@ -49,8 +49,10 @@ def test_not_one_admission_above_the_limit(limit: int) -> None:
     # sending and answer, so that only what lies inside a second for certain may be held against it.
     with RedisServer(options={"appendonly": "yes", "appendfsync": "always"}) as server:
         command = [sys.executable, "-c", WORKER, str(server.port), f"{limit}/second"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        workers = [subprocess.Popen(command, text=True, **pipes) for _ in range(4)]
+        workers = [
+            subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            for _ in range(4)
+        ]
         try:
             for worker in workers:
                 assert worker.stdout is not None
