@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from flask_redis_guard.core.rates import Rate, parse_rates
+
 SCHEMES = (
     "redis",
     "rediss",
@@ -114,6 +116,15 @@ def mapping() -> Check:
     return Check(read, "a mapping of names to values")
 
 
+def rates() -> Check:
+    """Accept rate limits as text or as objects; nothing, or an empty text, for none."""
+
+    def read(value: Any) -> tuple[Rate, ...]:
+        return () if value is None or value == "" else parse_rates(value)
+
+    return Check(read, "rates such as '1000/hour; 100/minute', or nothing")
+
+
 def redis_url() -> Check:
     """Accept the URL of a server, of sentinels, of a cluster, or of the in-memory store."""
 
@@ -127,9 +138,9 @@ def redis_url() -> Check:
             _ = parts.port  # raises ValueError for a port that is no number below 65536
             if not re.fullmatch(r"(/[0-9]*)?", parts.path):
                 raise ValueError
-        elif "+" in parts.scheme and not parts.netloc.rpartition("@")[2]:
-            raise ValueError
-        elif parts.scheme == "unix" and not parts.path:
+        elif ("+" in parts.scheme and not parts.netloc.rpartition("@")[2]) or (
+            parts.scheme == "unix" and not parts.path
+        ):
             raise ValueError
         return value
 
@@ -144,7 +155,7 @@ def redact_url(url: object) -> str:
     scheme, separator, rest = str(url).partition("://")
     if not separator:
         return "***"
-    credentials, at, host = rest.partition("?")[0].rpartition("@")
+    _, at, host = rest.partition("?")[0].rpartition("@")
     if not at:
         # Without an @ a forgotten host would make a password look like a port.
         return f"{scheme}://{host if re.fullmatch(r'[^:]*(:[0-9]+)?(/[0-9]*)?', host) else '***'}"

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from flask_redis_guard import checks
 from flask_redis_guard.checks import Check, redact_url
+from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError
 
 logger = logging.getLogger("flask_redis_guard")
@@ -50,6 +51,9 @@ class Settings:
     key_prefix: str = _setting("guard:", checks.text())
     health_url_prefix: str | None = _setting("/api/v1/health", checks.url_prefix())
     rate_limit_headers: str = _setting("draft", checks.choice("draft", "legacy", "both", "none"))
+    default_limits: tuple[Rate, ...] = _setting((), checks.rates())
+    ipv6_prefix: int = _setting(64, checks.whole(1, 128))
+    denial_cache_size: int = _setting(10_000, checks.whole(0))
     client_options: Mapping[str, Any] | None = _setting(None, checks.mapping())
     #: The strictest environment that any source names.
     environment: str = "production"
@@ -95,9 +99,11 @@ def _reject_unknown(
     known: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]
 ) -> None:
     for key in config:
-        if isinstance(key, str) and key.startswith(PREFIX) and key not in known:
+        if str(key).startswith(PREFIX) and key not in known:
             near = difflib.get_close_matches(key, known, 1) or sorted(known)
-            raise ConfigurationError(key, _shown(key, config[key]), "no such key; known: " + ", ".join(near))
+            raise ConfigurationError(
+                key, _shown(key, config[key]), "no such key; known: " + ", ".join(near)
+            )
     for key in environ:
         if key.startswith(PREFIX) and key not in known:
             logger.warning("Ignoring the unknown environment variable %s", key)

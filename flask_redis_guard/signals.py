@@ -33,7 +33,7 @@ redis_failure = _signals.signal(
     "redis-failure",
     doc="""An operation failed in a way that counts against Redis.
 
-    :param error: the :class:`~flask_redis_guard.RedisUnavailable`, with ``operation`` and ``reason``.
+    :param error: the :class:`~flask_redis_guard.RedisUnavailable`: its operation and reason.
     :param failure_count: failures in a row.
     """,
 )

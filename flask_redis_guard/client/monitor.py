@@ -139,7 +139,7 @@ class Monitor:
         while not stop.wait(self._pause()):
             try:
                 self._turn(stop)
-            except Exception:  # noqa: PERF203
+            except Exception:
                 logger.exception("The background check of Redis failed unexpectedly")
 
     def _turn(self, stop: threading.Event) -> None:

@@ -118,7 +118,7 @@ class GuardedPool(ConnectionPool):
         while True:
             try:
                 connection: Any = super().get_connection(*self._words(command_name))
-            except redis.ConnectionError as exc:  # noqa: PERF203
+            except redis.ConnectionError as exc:
                 if not str(exc).startswith("Too many connections") or not self._wait():
                     raise
             else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -79,7 +78,7 @@ class DeadlineSocket:
         while True:
             try:
                 return method(*args)
-            except ssl.SSLWantReadError:  # noqa: PERF203
+            except ssl.SSLWantReadError:
                 self._wait(select.POLLIN)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)

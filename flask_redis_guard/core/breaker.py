@@ -1,8 +1,8 @@
 """The circuit breaker: who may call Redis now, and what the last calls say about it.
 
 The state machine is the classic one (Nygard, *Release It!*): closed, open, half-open, with two
-operator modes beside it. The closed state is the hot path and takes no lock: every caller shares one
-permit, and a success changes nothing as long as no failure is pending.
+operator modes beside it. The closed state is the hot path and takes no lock: every caller shares
+one permit, and a success changes nothing as long as no failure is pending.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CircuitBreaker:
     """Decide whether Redis may be called, from how the last calls ended.
 
     :param failure_threshold: consecutive failures that open it.
-    :param failure_rate: part of the calls within the window, 0 to 1, whose failing opens it as well.
+    :param failure_rate: part of the calls within the window, 0 to 1, whose failing opens it too.
         The window starts with the first failure: calls before it do not dilute the rate.
     :param minimum_calls: calls the window must hold before the rate counts.
     :param window_seconds: length of that window in seconds.

@@ -1,8 +1,8 @@
 """Refusals as HTTP: the net that makes every one of them a 429 or 503 with ``Retry-After``.
 
-Flask turns what is raised in a view into a response, but an exception raised by an ``after_request``
-function or by a session interface becomes a 500, HTTP exception or not. An app's own handler for
-503, ``HTTPException`` or ``redis.ConnectionError`` is asked first in every case.
+Flask turns what is raised in a view into a response, but an exception raised by an
+``after_request`` function or by a session interface becomes a 500, HTTP exception or not. An app's
+own handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked first in every case.
 """
 
 from __future__ import annotations
@@ -48,16 +48,14 @@ def install(app: Flask) -> None:
             response = finalize_request(*args[:-1], answer)
         except REFUSALS:  # the same after_request function again; the answer stands
             response = app.make_response(answer)
-        except Exception as other:
+        except Exception as other:  # noqa: BLE001 - the app's own fault, for the app's own 500
             return handle_exception(*args[:-1], other)
         return keep_retry_after(response, error)
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
 
 
-def keep_retry_after(
-    response: Response, error: RedisUnavailable | RateLimitExceeded
-) -> Response:
+def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExceeded) -> Response:
     """Add ``Retry-After`` where an app's own handler left it out of a 429 or 503."""
     if response.status_code in (429, 503):
         response.headers.setdefault("Retry-After", str(error.retry_after))
