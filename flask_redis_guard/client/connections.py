@@ -151,6 +151,15 @@ class GuardedConnection:
         """Whether the next caller may have it: it owes no reply, and leads to no replica."""
         return self._owed == 0 and not self._demoted
 
+    def renew(self) -> None:
+        """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
+        try:
+            broken = self._sock is not None and self.can_read()
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
+            broken = True
+        if broken:
+            self.disconnect()
+
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
         super().send_command(*args, **kwargs)  # type: ignore[misc]
