@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError
 
+from flask_redis_guard.client.advice import advise
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.core.breaker import CircuitState
@@ -62,6 +63,7 @@ class Monitor:
         self._may_write = True
         self._checking = False
         self._last: Check | None = None
+        self._advised: int | None = None
 
     @property
     def running(self) -> bool:
@@ -145,6 +147,9 @@ class Monitor:
     def _turn(self, stop: threading.Event) -> None:
         breaker = self._gate.breaker
         healthy = breaker.state is not CircuitState.FORCED_OPEN and self.check().healthy
+        if healthy and self._advised != os.getpid():
+            self._advised = os.getpid()
+            advise(self._client(), self._gate.timeout)
         # What needs two successes shall not wait for another interval.
         while healthy and breaker.state is CircuitState.HALF_OPEN and not stop.is_set():
             healthy = self.check().healthy

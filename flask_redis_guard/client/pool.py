@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from flask_redis_guard.errors import RedisUnavailable
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
+
+logger = logging.getLogger("flask_redis_guard")
 
 #: redis-py before 5.3 insists on a command's name, later versions warn about one.
 _NAMED = (
@@ -114,7 +117,12 @@ class GuardedPool(ConnectionPool):
 
     def _checked_out(self, command_name: Any) -> Any:
         if self._lock_class is not threading.Lock:
-            self.reset()  # gevent patched since: the locks would stop all greenlets at once
+            if self._created_connections:
+                logger.warning(
+                    "gevent patched sockets after connections to Redis had been made, which are "
+                    "dropped now. Call monkey.patch_all() before anything else is imported."
+                )
+            self.reset()  # the old locks would stop all greenlets at once
         while True:
             try:
                 connection: Any = super().get_connection(*self._words(command_name))

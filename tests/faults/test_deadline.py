@@ -24,7 +24,8 @@ from tests.support import (
 from tests.support.guarded import NEVER_OPENS, Guarded
 
 TIMEOUT = 0.5
-SLACK = 0.25
+#: Seven threads read certificates at once, on two busy cores.
+SLACK = 0.5
 
 
 def _pipeline(client: Any) -> Any:
