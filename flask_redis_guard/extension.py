@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -19,7 +18,7 @@ from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
 from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.web import replies
-from flask_redis_guard.web.health import health_blueprint, is_ready
+from flask_redis_guard.web.health import health_blueprint
 
 EXTENSION = "redis_guard"
 

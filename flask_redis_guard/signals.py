@@ -33,7 +33,7 @@ redis_failure = _signals.signal(
     "redis-failure",
     doc="""An operation failed in a way that counts against Redis.
 
-    :param error: the :class:`~flask_redis_guard.RedisUnavailable`, with ``operation`` and ``reason``.
+    :param error: the :class:`~flask_redis_guard.RedisUnavailable`: its ``operation``, ``reason``.
     :param failure_count: failures in a row.
     """,
 )
@@ -91,8 +91,15 @@ def send(signal: Signal, app: Any, **event: Any) -> None:
     :param app: the Flask app, the sender.
     :param event: the signal's parameters.
     """
+    if signal.is_muted:
+        return
+    interruption: BaseException | None = None
     for receiver in signal.receivers_for(app):
         try:
             receiver(app, **event)
-        except Exception:
+        except Exception:  # noqa: PERF203 - each receiver on its own
             logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
+        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: tell the others still
+            interruption = exc
+    if interruption is not None:
+        raise interruption
