@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,9 +75,9 @@ class Settings:
         values: dict[str, Any] = {}
         for key, option in known.items():
             if key in config:
-                values[option.name] = _read(key, config[key], option.metadata["check"])
+                values[option.name] = _read(key, config[key], option)
             elif key in environ:
-                values[option.name] = _read(key, environ[key], option.metadata["check"])
+                values[option.name] = _read(key, environ[key], option)
         environment = _strictest(config.get("ENVIRONMENT"), environ.get("ENVIRONMENT"))
         settings = cls(**values, environment=environment)
         if urlsplit(settings.redis_url).scheme == "memory" and not settings.development:
@@ -98,23 +98,25 @@ def _reject_unknown(
     known: Mapping[str, Any], config: Mapping[str, Any], environ: Mapping[str, str]
 ) -> None:
     for key in config:
-        if isinstance(key, str) and key.startswith(PREFIX) and key not in known:
+        if str(key).startswith(PREFIX) and key not in known:
             near = difflib.get_close_matches(key, known, 1) or sorted(known)
-            shown = _shown(key, config[key], known=False)
+            shown = _shown(key, config[key], harmless=False)
             raise ConfigurationError(key, shown, "no such key; known: " + ", ".join(near))
     for key in environ:
         if key.startswith(PREFIX) and key not in known:
             logger.warning("Ignoring the unknown environment variable %s", key)
 
 
-def _read(key: str, value: Any, check: Check) -> Any:
+def _read(key: str, value: Any, option: Field[Any]) -> Any:
+    check: Check = option.metadata["check"]
     try:
         return check.read(value)
     except (ValueError, TypeError, OverflowError):
-        raise ConfigurationError(key, _shown(key, value), check.accepted) from None
+        shown = _shown(key, value, harmless=option.repr)
+        raise ConfigurationError(key, shown, check.accepted) from None
 
 
-def _shown(key: str, value: Any, *, known: bool = True) -> object:
+def _shown(key: str, value: Any, *, harmless: bool) -> object:
     """Return what an error may show of a value: no secret, however misplaced."""
     if isinstance(value, (int, float, type(None))):
         return value
@@ -122,9 +124,8 @@ def _shown(key: str, value: Any, *, known: bool = True) -> object:
         return f"<{type(value).__name__}>"
     if key == "REDIS_URL" or "://" in value:
         return redact_url(value)
-    # The value of a key that we do not know can be anything, a password under a misspelt name too.
-    harmless = known and len(value) <= 40 and "@" not in value
-    return value if harmless else "***"
+    # Under a key that we do not know there can be anything, a password too.
+    return value if harmless and len(value) <= 40 and "@" not in value else "***"
 
 
 def _strictest(*sources: Any) -> str:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import redis
-from flask import Flask, current_app
+from flask import Flask, current_app, has_app_context
 
 from flask_redis_guard import signals
 from flask_redis_guard.client.factory import build_client
@@ -172,7 +172,7 @@ class RedisGuard:
 
         :raises GuardError: without an app, or one that ``init_app`` was not called with.
         """
-        if app is None and not current_app:
+        if app is None and not has_app_context():
             raise GuardError(
                 "There is no current app: use the guard in a request or `with app.app_context():`, "
                 "or name the app: guard.client_for(app)"
