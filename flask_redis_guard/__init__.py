@@ -21,6 +21,8 @@ from flask_redis_guard.signals import (
     redis_recovered,
     request_refused,
 )
+from flask_redis_guard.web.concurrency import concurrency_limited
+from flask_redis_guard.web.ratelimit import rate_limited
 
 __all__ = [
     "CircuitBreaker",
@@ -36,9 +38,11 @@ __all__ = [
     "RedisTimeout",
     "RedisUnavailable",
     "circuit_state_changed",
+    "concurrency_limited",
     "downtime_extended",
     "failure_rate_high",
     "rate_limit_exceeded",
+    "rate_limited",
     "redis_failure",
     "redis_recovered",
     "request_refused",

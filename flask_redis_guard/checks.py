@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from flask_redis_guard.core.rates import Rate, parse_rates
+
 SCHEMES = (
     "redis",
     "rediss",
@@ -112,6 +114,15 @@ def mapping() -> Check:
         return dict(value)
 
     return Check(read, "a mapping of names to values")
+
+
+def rates() -> Check:
+    """Accept rate limits as text or as objects; nothing, or an empty text, for none."""
+
+    def read(value: Any) -> tuple[Rate, ...]:
+        return () if value is None or value == "" else parse_rates(value)
+
+    return Check(read, "rates such as '1000/hour; 100/minute', or nothing")
 
 
 def redis_url() -> Check:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from flask_redis_guard import checks
 from flask_redis_guard.checks import Check, redact_url
+from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError
 
 logger = logging.getLogger("flask_redis_guard")
@@ -53,6 +54,9 @@ class Settings:
     key_prefix: str = _setting("guard:", checks.key_prefix())
     health_url_prefix: str | None = _setting("/api/v1/health", checks.url_prefix())
     rate_limit_headers: str = _setting("draft", checks.choice("draft", "legacy", "both", "none"))
+    default_limits: tuple[Rate, ...] = _setting((), checks.rates())
+    ipv6_prefix: int = _setting(64, checks.whole(1, 128))
+    denial_cache_size: int = _setting(10_000, checks.whole(0, 10_000_000))
     client_options: Mapping[str, Any] | None = _setting(None, checks.mapping(), secret=True)
     #: The strictest environment that any source names.
     environment: str = "production"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -44,7 +46,7 @@ class ConfigurationError(GuardError, ValueError):
 class _Problem(HTTPException):
     """Answer as ``application/problem+json`` (RFC 9457) unless the app's own handler decides."""
 
-    problem: dict[str, Any]
+    problem: Mapping[str, Any]
 
     def get_body(self, environ: Any = None, scope: Any = None) -> str:
         return json.dumps({**self.problem, "status": self.code, "detail": self.description}) + "\n"
@@ -63,10 +65,12 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     :param retry_after: seconds until another try can make sense; rounded up, at least 1.
     """
 
-    problem = {
-        "type": f"{PROBLEM_TYPES}#temporary-reduced-capacity",
-        "title": "Request cannot be satisfied due to temporary server capacity constraints",
-    }
+    problem: Mapping[str, Any] = MappingProxyType(
+        {
+            "type": f"{PROBLEM_TYPES}#temporary-reduced-capacity",
+            "title": "Request cannot be satisfied due to temporary server capacity constraints",
+        }
+    )
     retry_after: int
 
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
@@ -99,14 +103,19 @@ class RateLimitExceeded(GuardError, _Problem, TooManyRequests):
     :param decision: the limiter's decision.
     """
 
-    problem = {
-        "type": f"{PROBLEM_TYPES}#quota-exceeded",
-        "title": "Request cannot be satisfied as assigned quota has been exceeded",
-    }
+    problem: Mapping[str, Any] = MappingProxyType(
+        {
+            "type": f"{PROBLEM_TYPES}#quota-exceeded",
+            "title": "Request cannot be satisfied as assigned quota has been exceeded",
+        }
+    )
     retry_after: int
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
+        refusing = [state.rate for state in decision.states if not state.allowed] or [decision.rate]
+        names = [rate.name or str(rate) for rate in refusing]
+        self.problem = {**self.problem, "violated-policies": names}
         super().__init__(
             "Too many requests: try again later.",
             retry_after=max(1, math.ceil(decision.retry_after)),

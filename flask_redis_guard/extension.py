@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import redis
-from flask import Flask, current_app, has_app_context
+from flask import Blueprint, Flask, current_app, has_app_context
 
 from flask_redis_guard import signals
 from flask_redis_guard.client.factory import build_client
@@ -16,11 +16,12 @@ from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
 from flask_redis_guard.errors import CircuitOpen, GuardError
+from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.web import replies
+from flask_redis_guard.web import ratelimit, replies
 from flask_redis_guard.web.health import health_blueprint
-
-EXTENSION = "redis_guard"
+from flask_redis_guard.web.host import EXTENSION
+from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
 
 
 class AppGuard:
@@ -30,9 +31,13 @@ class AppGuard:
     :param settings: its checked settings.
     """
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask, settings: Settings, declared: DeclaredLimits) -> None:
         self.app = app
         self.settings = settings
+        self.warned: set[str] = set()
+        self.health: Blueprint | None = None
+        self._declared = declared
+        self._default_limits = [Limit(settings.default_limits)] if settings.default_limits else []
         self.watch = OutageWatch(
             self.send,
             alert_count=settings.failure_alert_count,
@@ -79,10 +84,26 @@ class AppGuard:
             self.client,
             prefix=self.settings.key_prefix,
             secret=secret.encode() if isinstance(secret, str) else secret,
+            denial_cache_size=self.settings.denial_cache_size,
             processes=self.settings.processes,
         )
 
-    def health(self) -> dict[str, Any]:
+    @cached_property
+    def concurrency(self) -> ConcurrencyLimiter:
+        """The concurrency limiter, with the rate limiter's keys."""
+        return ConcurrencyLimiter(self.client, self.limiter.keys)
+
+    @property
+    def app_limits(self) -> list[Limit]:
+        """The limits of every request."""
+        declared = self._declared.apps
+        return self._default_limits + [lim for app, lim in declared if app in (None, self.app)]
+
+    def blueprint_limits(self, blueprint: object) -> list[Limit]:
+        """Return the limits of a blueprint's requests."""
+        return [limit for other, limit in self._declared.blueprints if other is blueprint]
+
+    def report(self) -> dict[str, Any]:
         """Return the five fields that anybody may see."""
         open_states = (CircuitState.OPEN, CircuitState.FORCED_OPEN)
         refusing = self.breaker.state in open_states
@@ -103,6 +124,7 @@ class RedisGuard:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._declared = DeclaredLimits()
         if app is not None:
             self.init_app(app)
 
@@ -115,12 +137,14 @@ class RedisGuard:
         """
         if EXTENSION in app.extensions:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
-        guard = AppGuard(app, Settings.load(app.config))
+        guard = AppGuard(app, Settings.load(app.config), self._declared)
         app.extensions[EXTENSION] = guard
         replies.install(app)
+        ratelimit.install(app)
         prefix = guard.settings.health_url_prefix
         if prefix is not None:
-            app.register_blueprint(health_blueprint(prefix, guard.health))
+            guard.health = health_blueprint(prefix, guard.report)
+            app.register_blueprint(guard.health)
 
     @property
     def client(self) -> redis.Redis:
@@ -151,9 +175,29 @@ class RedisGuard:
         """The current app's rate limiter."""
         return self._guard().limiter
 
+    def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
+        """Limit every request but automatic ``OPTIONS``, static files and the health routes.
+
+        URLs that match no route count as well.
+
+        :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
+        :param app: the app to limit; every app of this guard if not given.
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        self._declared.apps.append((app, Limit.declare(rates, **options)))
+
+    def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
+        """Limit every request of a blueprint and of those nested in it, counted together.
+
+        :param blueprint: the blueprint.
+        :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
+
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""
-        return self._guard().health()
+        return self._guard().report()
 
     def require_redis(self, operation: str) -> None:
         """Refuse to go on unless Redis may be called now; costs no round trip.

@@ -97,7 +97,7 @@ def send(signal: Signal, app: Any, **event: Any) -> None:
     for receiver in signal.receivers_for(app):
         try:
             receiver(app, **event)
-        except Exception:  # noqa: PERF203 - each receiver on its own
+        except Exception:
             logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
         except BaseException as exc:  # noqa: BLE001 - a killed greenlet: tell the others still
             interruption = exc

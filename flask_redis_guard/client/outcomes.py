@@ -16,6 +16,7 @@ from redis import exceptions as errors
 
 from flask_redis_guard.core.breaker import Outcome
 
+
 class Verdict(NamedTuple):
     """How one exception is judged."""
 
@@ -56,7 +57,9 @@ TABLE: tuple[Row, ...] = (
     Row(errors.RedisError, "READONLY", _failure("read-only"), "a replica was written to"),
     Row(errors.RedisError, "UNBLOCKED", _failure("read-only"), "the primary became a replica"),
     Row(errors.RedisError, "OOM", _failure("out-of-memory"), "maxmemory is reached"),
-    Row(errors.RedisError, "command not allowed when used memory", _failure("out-of-memory"), "OOM"),
+    Row(
+        errors.RedisError, "command not allowed when used memory", _failure("out-of-memory"), "OOM"
+    ),
     Row(errors.RedisError, "MISCONF", _failure("misconf"), "a snapshot could not be saved"),
     Row(errors.RedisError, "NOREPLICAS", _failure("no-replicas"), "too few replicas to write"),
     Row(errors.RedisError, "BUSY ", _failure("busy"), "a script runs for too long"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 SLIDING_WINDOW: Final = "sliding-window"
-TOKEN_BUCKET: Final = "token-bucket"
+TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
 FIXED_WINDOW: Final = "fixed-window"
 ALGORITHMS: Final = (SLIDING_WINDOW, TOKEN_BUCKET, FIXED_WINDOW)
 

@@ -13,7 +13,7 @@ from flask import Flask
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flask_redis_guard import ConfigurationError, RedisGuard
+from flask_redis_guard import ConfigurationError, Rate, RedisGuard
 from flask_redis_guard.checks import SCHEMES, redact_url
 from flask_redis_guard.config import DEVELOPMENT, Settings
 
@@ -46,6 +46,14 @@ KEYS: dict[str, tuple[Any, str, Any, list[Any]]] = {
     "REDIS_GUARD_KEY_PREFIX": ("guard:", "app:", "app:", ["", "a b", "{x}", "\n", "ä", None, 5]),
     "REDIS_GUARD_HEALTH_URL_PREFIX": ("/api/v1/health", "none", None, ["h", "/", "/a b", "/h/", 5]),
     "REDIS_GUARD_RATE_LIMIT_HEADERS": ("draft", "both", "both", ["", "some", None, 5]),
+    "REDIS_GUARD_DEFAULT_LIMITS": (
+        (),
+        "9/hour; 2/second",
+        (Rate(9, 3600), Rate(2, 1)),
+        ["often", "0/minute", "5/fortnight", 5, ["x"]],
+    ),
+    "REDIS_GUARD_IPV6_PREFIX": (64, "56", 56, [*WHOLE_BAD, 129]),
+    "REDIS_GUARD_DENIAL_CACHE_SIZE": (10_000, "0", 0, [x for x in WHOLE_BAD if x != 0]),
     "REDIS_GUARD_CLIENT_OPTIONS": (None, "", None, ["", "db=1", 5, {1: 2}, []]),
 }
 
