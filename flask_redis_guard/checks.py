@@ -120,7 +120,7 @@ def rates() -> Check:
     """Accept rate limits as text or as objects; nothing, or an empty text, for none."""
 
     def read(value: Any) -> tuple[Rate, ...]:
-        return () if value is None or value == "" else parse_rates(value)
+        return () if value in (None, "", (), []) else parse_rates(value)
 
     return Check(read, "rates such as '1000/hour; 100/minute', or nothing")
 
