@@ -7,13 +7,18 @@ own handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked fir
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, has_request_context, request, request_finished
+from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from flask_redis_guard import signals
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+
+logger = logging.getLogger("flask_redis_guard")
 
 REFUSALS = (RedisUnavailable, RateLimitExceeded)
 
@@ -35,7 +40,12 @@ def install(app: Flask) -> None:
         error = args[-1]
         if not isinstance(error, REFUSALS):
             return handle_user_exception(*args)
-        answer = handle_user_exception(*args)
+        try:
+            answer = handle_user_exception(*args)
+        except REFUSALS as other:
+            if other is error:  # TRAP_HTTP_EXCEPTIONS
+                raise
+            answer = error  # the app's own handler needed Redis as well
         announce(app, error)
         return keep_retry_after(app.make_response(answer), error)
 
@@ -43,16 +53,54 @@ def install(app: Flask) -> None:
         error = args[-1]
         if not isinstance(error, REFUSALS):
             return handle_exception(*args)
-        answer = user_exception(*args)
+        answer: Response = user_exception(*args)
+        headers = Headers(answer.headers)
         try:
-            response = finalize_request(*args[:-1], answer)
+            if isinstance(error, RedisUnavailable) and error.kept_headers is not None:
+                # Every after_request function has run, on the response that this one replaces.
+                response = take_over(answer, error.kept_headers)
+                request_finished.send(app, _async_wrapper=app.ensure_sync, response=response)
+            else:
+                response = finalize_request(*args[:-1], answer)
         except REFUSALS:  # the same after_request function again; the answer stands
-            response = app.make_response(answer)
+            response = answer
+            response.headers = headers
         except Exception as other:  # noqa: BLE001 - the app's own fault, for the app's own 500
             return handle_exception(*args[:-1], other)
         return keep_retry_after(response, error)
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
+
+
+def discard(response: Response, error: BaseException) -> None:
+    """Close a complete response that must not be sent, because of an error to be raised then.
+
+    What the answer is to take over is noted in the error: ``Vary``, and the CORS headers, without
+    which a script in a browser could not even see the status.
+
+    :param response: the response, streamed or not.
+    :param error: what is about to be raised.
+    """
+    try:
+        response.close()
+    except Exception:
+        logger.exception("Closing a response that is not sent failed")
+    if isinstance(error, RedisUnavailable):
+        error.kept_headers = Headers(
+            (name, value)
+            for name, value in response.headers
+            if name.lower() == "vary" or name.lower().startswith("access-control-")
+        )
+
+
+def take_over(response: Response, kept: Headers) -> Response:
+    """Add to an answer what :func:`discard` kept of the response that it replaces."""
+    for name, value in kept:
+        if name.lower() == "vary":
+            response.vary.update(parse_set_header(value))
+        elif name not in response.headers:
+            response.headers.add(name, value)
+    return response
 
 
 def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExceeded) -> Response:
