@@ -1,20 +1,25 @@
 """Refusals as HTTP: the net that makes every one of them a 429 or 503 with ``Retry-After``.
 
-Flask turns what is raised in a view into a response, but an exception raised by a function run
-``after_request`` or by a session interface becomes a 500, HTTP exception or not. An app's own
-handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked first in every case.
+Flask turns what is raised in a view into a response, but an exception raised by an
+``after_request`` function or by a session interface becomes a 500, HTTP exception or not. An app's
+own handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked first in every case.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, has_request_context, request, request_finished
 from flask.globals import request_ctx
+from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from flask_redis_guard import signals
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+
+logger = logging.getLogger("flask_redis_guard")
 
 REFUSALS = (RedisUnavailable, RateLimitExceeded)
 
@@ -39,7 +44,13 @@ def install(app: Flask) -> None:
         error = args[-1]
         if not isinstance(error, REFUSALS):
             return handle_user_exception(*args)
-        response = keep_retry_after(app.make_response(handle_user_exception(*args)), error)
+        try:
+            answer = handle_user_exception(*args)
+        except REFUSALS as again:
+            if again is error:  # TRAP_HTTP_EXCEPTIONS
+                raise
+            answer = error  # the app's own handler needs Redis as well
+        response = keep_retry_after(app.make_response(answer), error)
         announce(app, error, response)
         return response
 
@@ -49,21 +60,31 @@ def install(app: Flask) -> None:
             return handle_exception(*args)
         try:
             answer = user_exception(*args)
-        except REFUSALS as again:  # the app's own handler needs Redis too, or there is to be none
-            answer = keep_retry_after(app.make_response(again), again)
-            announce(app, again, answer)
+        except REFUSALS:
+            answer = keep_retry_after(app.make_response(error), error)
+            announce(app, error, answer)
         except Exception as other:  # noqa: BLE001 - whatever the app's own handler raises
             return handle_exception(*args[:-1], other)
         _without_session(app)
+        return keep_retry_after(finish(args, answer), error)
+
+    def finish(args: tuple[Any, ...], answer: Response) -> Response:
+        kept = getattr(args[-1], "kept_headers", None)
+        headers = Headers(answer.headers)
         try:
-            response = finalize_request(*args[:-1], answer)
+            if kept is None:
+                return finalize_request(*args[:-1], answer)
+            # Every after_request function has run, on the response that this one replaces.
+            request_finished.send(
+                app, _async_wrapper=app.ensure_sync, response=take_over(answer, kept)
+            )
         except REFUSALS:  # the same after_request function again; the answer stands
-            response = answer
+            answer.headers = headers
         except Exception:
             # As Flask does while it handles an error.
             app.logger.exception("Request finalizing failed while refusing a request")
-            response = answer
-        return keep_retry_after(response, error)
+            answer.headers = headers
+        return answer
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
 
@@ -73,6 +94,37 @@ def _without_session(app: Flask) -> None:
     name = "_session" if hasattr(request_ctx, "_session") else "session"  # before Flask 3.1.3
     if getattr(request_ctx, name) is None:
         setattr(request_ctx, name, app.session_interface.make_null_session(app))
+
+
+def discard(response: Response, error: BaseException) -> None:
+    """Close a complete response that must not be sent, because of an error to be raised then.
+
+    What the answer is to take over is noted in the error: ``Vary``, and the CORS headers, without
+    which a script in a browser could not even see the status.
+
+    :param response: the response, streamed or not.
+    :param error: what is about to be raised.
+    """
+    try:
+        response.close()
+    except Exception:
+        logger.exception("Closing a response that is not sent failed")
+    if isinstance(error, RedisUnavailable):
+        error.kept_headers = Headers(
+            (name, value)
+            for name, value in response.headers
+            if name.lower() == "vary" or name.lower().startswith("access-control-")
+        )
+
+
+def take_over(response: Response, kept: Headers) -> Response:
+    """Add to an answer what :func:`discard` kept of the response that it replaces."""
+    for name, value in kept:
+        if name.lower() == "vary":
+            response.vary.update(parse_set_header(value))
+        elif name not in response.headers:
+            response.headers.add(name, value)
+    return response
 
 
 def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExceeded) -> Response:
