@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flask import Flask, Response, has_request_context, request, request_finished
@@ -66,27 +67,37 @@ def install(app: Flask) -> None:
         except Exception as other:  # noqa: BLE001 - whatever the app's own handler raises
             return handle_exception(*args[:-1], other)
         _without_session(app)
-        return keep_retry_after(finish(args, answer), error)
-
-    def finish(args: tuple[Any, ...], answer: Response) -> Response:
-        kept = getattr(args[-1], "kept_headers", None)
-        headers = Headers(answer.headers)
-        try:
-            if kept is None:
-                return finalize_request(*args[:-1], answer)
-            # Every after_request function has run, on the response that this one replaces.
-            request_finished.send(
-                app, _async_wrapper=app.ensure_sync, response=take_over(answer, kept)
-            )
-        except REFUSALS:  # the same after_request function again; the answer stands
-            answer.headers = headers
-        except Exception:
-            # As Flask does while it handles an error.
-            app.logger.exception("Request finalizing failed while refusing a request")
-            answer.headers = headers
-        return answer
+        kept = getattr(error, "kept_headers", None)
+        if kept is None:
+            answer = finalize(app, partial(finalize_request, *args[:-1]), answer)
+        else:  # every after_request function has run, on the response that this one replaces
+            take_over(answer, kept)
+            request_finished.send(app, _async_wrapper=app.ensure_sync, response=answer)
+        return keep_retry_after(answer, error)
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
+
+
+def finalize(
+    app: Flask, finalize_request: Callable[[Response], Response], answer: Response
+) -> Response:
+    """Let ``after_request`` functions and the session interface see a refusal; it stands.
+
+    :param app: the app.
+    :param finalize_request: Flask's own.
+    :param answer: the refusal.
+    """
+    cookies = answer.headers.getlist("Set-Cookie")
+    try:
+        return finalize_request(answer)
+    except REFUSALS as again:  # the same function or interface once more: nothing new
+        logger.debug("Redis is still not there while a request is refused: %s", again)
+    except Exception:
+        # As Flask does while it handles an error.
+        app.logger.exception("Request finalizing failed while refusing a request")
+    # What could not be finished must not leave a cookie that claims it was.
+    answer.headers.setlist("Set-Cookie", cookies)
+    return answer
 
 
 def _without_session(app: Flask) -> None:
