@@ -49,6 +49,11 @@ class Settings:
     processes: int = _setting(1, checks.whole(1))
     key_prefix: str = _setting("guard:", checks.text())
     health_url_prefix: str | None = _setting("/api/v1/health", checks.url_prefix())
+    health_token: str | None = _setting(None, checks.token())
+    health_authorize: Any = _setting(None, checks.function())
+    metrics: bool = _setting(False, checks.flag())
+    alert_delivery: Any = _setting(None, checks.function())
+    alert_cooldown_seconds: float = _setting(300.0, checks.number(0))
     rate_limit_headers: str = _setting("draft", checks.choice("draft", "legacy", "both", "none"))
     client_options: Mapping[str, Any] | None = _setting(None, checks.mapping())
     #: The strictest environment that any source names.
@@ -97,7 +102,9 @@ def _reject_unknown(
     for key in config:
         if isinstance(key, str) and key.startswith(PREFIX) and key not in known:
             near = difflib.get_close_matches(key, known, 1) or sorted(known)
-            raise ConfigurationError(key, _shown(key, config[key]), "no such key; known: " + ", ".join(near))
+            raise ConfigurationError(
+                key, _shown(key, config[key]), "no such key; known: " + ", ".join(near)
+            )
     for key in environ:
         if key.startswith(PREFIX) and key not in known:
             logger.warning("Ignoring the unknown environment variable %s", key)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import redis
-from flask import Flask, current_app
+from flask import Flask, current_app, request_started
 
 from flask_redis_guard import signals
+from flask_redis_guard.client.diagnosis import Finding, diagnose
 from flask_redis_guard.client.factory import build_client
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.monitor import Monitor
+from flask_redis_guard.client.report import HealthReport
 from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
-from flask_redis_guard.errors import CircuitOpen, GuardError
+from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.web import replies
-from flask_redis_guard.web.health import health_blueprint, is_ready
+from flask_redis_guard.web.alerts import Alerts
+from flask_redis_guard.web.cli import redis_guard_group
+from flask_redis_guard.web.health import Authorization, health_blueprint
+
+if TYPE_CHECKING:
+    from flask_redis_guard.web.metrics import Metrics
 
 EXTENSION = "redis_guard"
 
@@ -67,6 +75,14 @@ class AppGuard:
             settings.health_check_interval,
         )
         self.gate.on_begin = self.monitor.start
+        self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
+        self._follow_signals()
+        self.metrics = self._build_metrics()
+        self.alerts = (
+            Alerts(app, settings.alert_delivery, settings.alert_cooldown_seconds)
+            if settings.alert_delivery is not None
+            else None
+        )
 
     def send(self, signal: Any, **event: Any) -> None:
         """Send a signal with the app as the sender."""
@@ -76,25 +92,91 @@ class AppGuard:
     def limiter(self) -> RateLimiter:
         """The rate limiter; made on first use, when the app's SECRET_KEY is known."""
         secret = self.app.secret_key
-        return RateLimiter(
+        limiter = RateLimiter(
             self.client,
             prefix=self.settings.key_prefix,
             secret=secret.encode() if isinstance(secret, str) else secret,
             processes=self.settings.processes,
         )
+        if self.metrics is not None:
+            self.metrics.watch_limiter(limiter)
+        return limiter
 
-    def health(self) -> dict[str, Any]:
-        """Return the five fields that anybody may see."""
-        open_states = (CircuitState.OPEN, CircuitState.FORCED_OPEN)
-        refusing = self.breaker.state in open_states
-        check = None if refusing else self.monitor.latest()
-        return {
-            "healthy": check is not None and check.healthy,
-            "latency_ms": None if check is None else check.latency_ms,
-            "circuit_state": self.breaker.state.value,
-            "failure_count": self.breaker.failure_count,
-            "is_mock": self.gate.serving_memory,
-        }
+    def session_failed(self, operation: str) -> None:
+        """Count a session that Redis could not serve.
+
+        :param operation: a constant such as ``read`` or ``write``.
+        """
+        if self.metrics is not None:
+            self.metrics.session_failed(operation)
+
+    def diagnose(self) -> Iterator[Finding]:
+        """Go through the steps of ``flask redis-guard check``."""
+
+        def run_scripts() -> None:
+            self.limiter.hit("1000/minute", "check", scope="redis-guard check")
+            self.limiter.reset("1000/minute", "check", scope="redis-guard check")
+
+        key = self.settings.key_prefix + "probe:check"
+        return diagnose(self.gate, lambda: self.client, key, run_scripts)
+
+    def _follow_signals(self) -> None:
+        """Feed the report, and let the first request of a process start the background check.
+
+        The receivers are kept here, for blinker keeps weak references only.
+        """
+
+        def changed(_: Flask, *, current: CircuitState, **__: Any) -> None:
+            self.report.changed(current)
+
+        def refused(_: Flask, **__: Any) -> None:
+            self.report.refused()
+
+        def limited(_: Flask, *, decision: Decision, shadow: bool, **__: Any) -> None:
+            if not shadow:
+                self.report.limited(decision)
+
+        def request_began(_: Flask, **__: Any) -> None:
+            self.monitor.start()
+
+        request_started.connect(request_began, self.app)
+        signals.circuit_state_changed.connect(changed, self.app)
+        signals.request_refused.connect(refused, self.app)
+        signals.rate_limit_exceeded.connect(limited, self.app)
+        self._receivers = (changed, refused, limited, request_began)
+
+    def _build_metrics(self) -> Metrics | None:
+        if not self.settings.metrics:
+            return None
+        try:
+            from flask_redis_guard.web.metrics import Metrics
+        except ImportError:
+            remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
+            raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
+        return Metrics(self.app, self.gate)
+
+    def mount(self) -> None:
+        """Add the health routes and the commands to the app."""
+        settings, metrics = self.settings, self.metrics
+        if settings.health_url_prefix is not None:
+            authorization = Authorization(
+                settings.health_token,
+                settings.health_authorize,
+                development=settings.development,
+            )
+            scrape = None if metrics is None else metrics.scrape
+            self.app.register_blueprint(
+                health_blueprint(settings.health_url_prefix, self.report, authorization, scrape)
+            )
+        self.app.cli.add_command(
+            redis_guard_group(
+                self.report,
+                self.diagnose,
+                self.monitor.check,
+                health_path=settings.health_url_prefix or "",
+                token=settings.health_token,
+            )
+        )
 
 
 class RedisGuard:
@@ -119,9 +201,7 @@ class RedisGuard:
         guard = AppGuard(app, Settings.load(app.config))
         app.extensions[EXTENSION] = guard
         replies.install(app)
-        prefix = guard.settings.health_url_prefix
-        if prefix is not None:
-            app.register_blueprint(health_blueprint(prefix, guard.health))
+        guard.mount()
 
     @property
     def client(self) -> redis.Redis:
@@ -154,7 +234,7 @@ class RedisGuard:
 
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""
-        return self._guard().health()
+        return self._guard().report.summary()
 
     def require_redis(self, operation: str) -> None:
         """Refuse to go on unless Redis may be called now; costs no round trip.
@@ -163,8 +243,7 @@ class RedisGuard:
         :raises RedisUnavailable: if the breaker is open.
         """
         guard = self._guard()
-        state = guard.breaker.state
-        if not guard.gate.in_memory and state in (CircuitState.OPEN, CircuitState.FORCED_OPEN):
+        if guard.breaker.refusing and not guard.gate.in_memory:
             raise CircuitOpen(operation, "circuit-open", guard.breaker.retry_after)
 
     @staticmethod

@@ -33,11 +33,22 @@ class Operation:
     :param permit: the breaker's permit; ``None`` when the in-memory store serves it.
     """
 
-    __slots__ = ("deadline", "name", "owner", "patience", "permit", "settled", "started")
+    __slots__ = (
+        "deadline",
+        "in_memory",
+        "name",
+        "owner",
+        "patience",
+        "permit",
+        "settled",
+        "started",
+    )
 
     def __init__(self, name: str, timeout: float, permit: Permit | None) -> None:
         self.name = name
         self.permit = permit
+        #: Whether the development store serves this operation instead of Redis.
+        self.in_memory = permit is None
         self.started = time.monotonic()
         self.deadline = self.started + timeout
         #: Seconds by which a blocking command that was sent may exceed the deadline.
@@ -45,11 +56,6 @@ class Operation:
         #: Whether the breaker has been told how it ended; an operation has one outcome.
         self.settled = False
         self.owner = _whoami()
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the development store serves this operation instead of Redis."""
-        return self.permit is None
 
     def remaining(self) -> float:
         """Return the seconds left; negative when the deadline has passed."""

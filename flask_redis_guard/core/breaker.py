@@ -165,6 +165,15 @@ class CircuitBreaker:
             return self._half_open_wait()
         return 0.0
 
+    @property
+    def refusing(self) -> bool:
+        """Whether users are kept out now; a half-open breaker keeps them out until a probe of the
+        background monitor went through, or the time that is reserved for it is over."""
+        state = self.state
+        if state is CircuitState.HALF_OPEN:
+            return self._clock() < self._reserved_until
+        return state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
+
     # -- for operators and the monitor ---------------------------------------------------------
 
     def reset(self) -> None:
