@@ -57,6 +57,8 @@ class Settings:
     default_limits: tuple[Rate, ...] = _setting((), checks.rates())
     ipv6_prefix: int = _setting(64, checks.whole(1, 128))
     denial_cache_size: int = _setting(10_000, checks.whole(0, 10_000_000))
+    session_max_bytes: int = _setting(65_536, checks.whole(1))
+    session_max_per_user: int = _setting(1000, checks.whole(1))
     client_options: Mapping[str, Any] | None = _setting(None, checks.mapping(), secret=True)
     #: The strictest environment that any source names.
     environment: str = "production"

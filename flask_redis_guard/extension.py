@@ -22,6 +22,7 @@ from flask_redis_guard.web import ratelimit, replies
 from flask_redis_guard.web.health import health_blueprint
 from flask_redis_guard.web.host import EXTENSION
 from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
+from flask_redis_guard.web.sessions import SessionStore
 
 
 class AppGuard:
@@ -92,6 +93,17 @@ class AppGuard:
     def concurrency(self) -> ConcurrencyLimiter:
         """The concurrency limiter, with the rate limiter's keys."""
         return ConcurrencyLimiter(self.client, self.limiter.keys)
+
+    @cached_property
+    def sessions(self) -> SessionStore:
+        """The session store."""
+        return SessionStore(
+            lambda: self.client,
+            prefix=self.settings.key_prefix,
+            max_bytes=self.settings.session_max_bytes,
+            max_per_user=self.settings.session_max_per_user,
+            on_unreadable=lambda reason: self.send(signals.session_unreadable, reason=reason),
+        )
 
     @property
     def app_limits(self) -> list[Limit]:
@@ -194,6 +206,18 @@ class RedisGuard:
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
         self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
+
+    @property
+    def sessions(self) -> SessionStore:
+        """The current app's session store."""
+        return self._guard().sessions
+
+    def sessions_for(self, app: Flask) -> SessionStore:
+        """Return an app's session store outside any context, without I/O.
+
+        :param app: an app that ``init_app`` was called with.
+        """
+        return self._guard(app).sessions
 
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""

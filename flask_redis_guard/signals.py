@@ -83,6 +83,14 @@ request_refused = _signals.signal(
     """,
 )
 
+session_unreadable = _signals.signal(
+    "session-unreadable",
+    doc="""What is stored for a session cannot be read; the request goes on with an empty one.
+
+    :param reason: ``format`` or ``payload``.
+    """,
+)
+
 
 def send(signal: Signal, app: Any, **event: Any) -> None:
     """Send a signal so that no receiver can disturb the sender or another receiver.

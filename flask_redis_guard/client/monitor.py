@@ -120,9 +120,11 @@ class Monitor:
 
     def _probe(self) -> None:
         client = self._client()
+        primaries = getattr(client, "probe_keys", None)  # on a cluster
         if self._may_write:
             try:
-                client.set(self._key, "1", ex=PROBE_TTL)
+                for key in (self._key,) if primaries is None else primaries(self._key):
+                    client.set(key, "1", ex=PROBE_TTL)
                 return
             except NoPermissionError:
                 self._may_write = False
@@ -131,7 +133,7 @@ class Monitor:
                     "which misses a read-only server and a full disk. Grant it that key.",
                     self._key,
                 )
-        client.ping()
+        client.ping(**({} if primaries is None else {"target_nodes": client.PRIMARIES}))
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(self._pause()):

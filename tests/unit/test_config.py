@@ -54,6 +54,8 @@ KEYS: dict[str, tuple[Any, str, Any, list[Any]]] = {
     ),
     "REDIS_GUARD_IPV6_PREFIX": (64, "56", 56, [*WHOLE_BAD, 129]),
     "REDIS_GUARD_DENIAL_CACHE_SIZE": (10_000, "0", 0, [x for x in WHOLE_BAD if x != 0]),
+    "REDIS_GUARD_SESSION_MAX_BYTES": (65_536, "1024", 1024, WHOLE_BAD),
+    "REDIS_GUARD_SESSION_MAX_PER_USER": (1000, "3", 3, WHOLE_BAD),
     "REDIS_GUARD_CLIENT_OPTIONS": (None, "", None, ["", "db=1", 5, {1: 2}, []]),
 }
 
