@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from flask import Flask, Response, jsonify, request, session
+from flask.testing import FlaskClient
 from flask_login import (
     LoginManager,
     UserMixin,
@@ -18,7 +19,6 @@ from flask_login import (
     logout_user,
     user_logged_in,
 )
-from flask.testing import FlaskClient
 
 from tests.support import RedisServer
 from tests.support.session_apps import session_app
@@ -29,7 +29,7 @@ from .conftest import Setup, cookie_of
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 
 
-class User(UserMixin):
+class User(UserMixin):  # type: ignore[misc]
     """A user whose id is a name."""
 
     def __init__(self, name: str) -> None:
@@ -64,12 +64,12 @@ def add_login(app: Flask, manager_class: type = LoginManager) -> None:
         return jsonify(saved=True)
 
     @app.get("/me")
-    @login_required
+    @login_required  # type: ignore[untyped-decorator]
     def me() -> Response:
         return jsonify(name=current_user.id, fresh=login_fresh())
 
     @app.get("/fresh")
-    @fresh_login_required
+    @fresh_login_required  # type: ignore[untyped-decorator]
     def fresh() -> str:
         return "fresh"
 

@@ -50,7 +50,7 @@ def test_it_can_be_read_and_not_written(redis_server: RedisServer) -> None:
         ws = create_connection(url, timeout=10, cookie=f"session={cookie_of(client)}")
         assert ws.recv() == "{'a': 1, 'list': []}"
         assert all("read-only in a WebSocket handler" in str(ws.recv()) for _ in range(5))
-        ws.shutdown()
+        ws.shutdown()  # type: ignore[no-untyped-call]
         eventually(lambda: "A change inside a session is lost" in running.log())
         assert running.get("/untouched").status_code == 200
     assert client.get("/read").json == {"a": 1, "list": []}
