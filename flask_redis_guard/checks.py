@@ -92,6 +92,46 @@ def key_prefix() -> Check:
     return Check(read, "up to 64 printable ASCII characters without spaces and braces")
 
 
+def token() -> Check:
+    """Accept a secret that is too long to be guessed, or None for none."""
+
+    def read(value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
+            raise ValueError
+        return value
+
+    return Check(read, "at least 16 printable ASCII characters without spaces, or None")
+
+
+def function() -> Check:
+    """Accept a callable, or None for none; the environment cannot name one."""
+
+    def read(value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ValueError
+        return value
+
+    return Check(read, "a callable (in app.config), or None")
+
+
+def flag() -> Check:
+    """Accept true and false, also as text."""
+
+    def read(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        words = {"1": True, "true": True, "yes": True, "on": True}
+        words.update({"0": False, "false": False, "no": False, "off": False})
+        word = words.get(str(value).strip().lower())
+        if word is None:
+            raise ValueError
+        return word
+
+    return Check(read, "true or false")
+
+
 def url_prefix() -> Check:
     """Accept the path under which routes are mounted, or None for no routes."""
 

@@ -51,6 +51,10 @@ class Gate:
         self.on_begin: Callable[[], object] | None = None
         #: Called with each finished operation, its outcome and the error raised, if any.
         self.on_finished: Callable[[Operation, Outcome, BaseException | None], object] | None = None
+        #: Called with the name of each operation that the breaker refused.
+        self.on_refused: Callable[[str], object] | None = None
+        #: Called inside each operation before its work; a test makes an outage of what it raises.
+        self.fault: Callable[[Operation], object] | None = None
 
     def run(self, name: str, call: Callable[[], T], *, probe: bool = False) -> T:
         """Make one call as one operation.
@@ -68,6 +72,8 @@ class Gate:
         try:
             operation = self.begin(name, probe=probe)
             with operation:
+                if self.fault is not None:
+                    self.fault(operation)
                 result = call()
         except BaseException as exc:
             error = exc if isinstance(exc, CircuitOpen) else self.fail(operation, exc)
@@ -91,6 +97,8 @@ class Gate:
         if isinstance(permit, Refusal):
             if self._watch is not None:
                 self._watch.tick()
+            if self.on_refused is not None:
+                self.on_refused(name)
             raise CircuitOpen(name, "circuit-open", permit.retry_after)
         return Operation(name, self.timeout, permit)
 
@@ -141,7 +149,7 @@ class Gate:
             self.breaker.settle(operation.permit, outcome)
 
     def _report(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
-        if operation.in_memory:
+        if operation.permit is None:
             return
         if self._watch is not None:
             if outcome is Outcome.FAILURE and isinstance(exc, RedisUnavailable):

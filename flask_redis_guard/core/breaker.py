@@ -150,6 +150,15 @@ class CircuitBreaker:
         _ = self.state  # it may have changed by the mere passing of time
         return self._wait()
 
+    @property
+    def refusing(self) -> bool:
+        """Whether users are kept out now; a half-open breaker keeps them out until a probe of the
+        background monitor went through, or the time that is reserved for it is over."""
+        state = self.state
+        if state is CircuitState.HALF_OPEN:
+            return self._clock() < self._reserved_until
+        return state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
+
     # -- for operators and the monitor ---------------------------------------------------------
 
     def reset(self) -> None:
