@@ -54,6 +54,7 @@ class Settings:
     metrics: bool = _setting(False, checks.flag())
     alert_delivery: Any = _setting(None, checks.function())
     alert_cooldown_seconds: float = _setting(300.0, checks.number(0))
+    alert_timeout: float = _setting(15.0, checks.number(0))
     rate_limit_headers: str = _setting("draft", checks.choice("draft", "legacy", "both", "none"))
     client_options: Mapping[str, Any] | None = _setting(None, checks.mapping())
     #: The strictest environment that any source names.
