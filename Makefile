@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	  echo "'$(PYTHON) -m venv' does not work. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[dev,websocket,prometheus,test,lint,docs,dist]'
+	$(PIP) -e '.[dev,websocket,prometheus,test,bench,lint,docs,dist]'
 	@touch $@
 
 # Without the tools of the suite, and content without the embedded server.

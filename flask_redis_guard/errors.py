@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
 if TYPE_CHECKING:
@@ -41,10 +44,30 @@ class ConfigurationError(GuardError, ValueError):
         return f"{self.key} is {self.value!r}; accepted: {self.accepted}"
 
 
+class SessionTooLarge(GuardError, ValueError):
+    """A session that would take more than ``REDIS_GUARD_SESSION_MAX_BYTES``; it was not saved.
+
+    :param limit: the limit in bytes.
+    :param key: the session key with the largest value, where that is known.
+    :param size: the bytes that it takes.
+    """
+
+    def __init__(self, limit: int, key: str | None = None, size: int | None = None) -> None:
+        super().__init__(limit, key, size)
+        self.limit, self.key, self.size = limit, key, size
+
+    def __str__(self) -> str:
+        largest = "" if self.key is None else f"; the largest value: {self.key}, {self.size} bytes"
+        return (
+            f"The session was not saved: it would take more than {self.limit} bytes{largest}. "
+            "Keep in it what must be there, or raise REDIS_GUARD_SESSION_MAX_BYTES"
+        )
+
+
 class _Problem(HTTPException):
     """Answer as ``application/problem+json`` (RFC 9457) unless the app's own handler decides."""
 
-    problem: dict[str, Any]
+    problem: Mapping[str, Any]
 
     def get_body(self, environ: Any = None, scope: Any = None) -> str:
         return json.dumps({**self.problem, "status": self.code, "detail": self.description}) + "\n"
@@ -63,11 +86,15 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     :param retry_after: seconds until another try can make sense; rounded up, at least 1.
     """
 
-    problem = {
-        "type": f"{PROBLEM_TYPES}#temporary-reduced-capacity",
-        "title": "Request cannot be satisfied due to temporary server capacity constraints",
-    }
+    problem: Mapping[str, Any] = MappingProxyType(
+        {
+            "type": f"{PROBLEM_TYPES}#temporary-reduced-capacity",
+            "title": "Request cannot be satisfied due to temporary server capacity constraints",
+        }
+    )
     retry_after: int
+    #: What the answer takes over of a complete response that it replaces, if it does.
+    kept_headers: Headers | None = None
 
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation
@@ -99,14 +126,19 @@ class RateLimitExceeded(GuardError, _Problem, TooManyRequests):
     :param decision: the limiter's decision.
     """
 
-    problem = {
-        "type": f"{PROBLEM_TYPES}#quota-exceeded",
-        "title": "Request cannot be satisfied as assigned quota has been exceeded",
-    }
+    problem: Mapping[str, Any] = MappingProxyType(
+        {
+            "type": f"{PROBLEM_TYPES}#quota-exceeded",
+            "title": "Request cannot be satisfied as assigned quota has been exceeded",
+        }
+    )
     retry_after: int
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
+        refusing = [state.rate for state in decision.states if not state.allowed] or [decision.rate]
+        names = [rate.name or str(rate) for rate in refusing]
+        self.problem = {**self.problem, "violated-policies": names}
         super().__init__(
             "Too many requests: try again later.",
             retry_after=max(1, math.ceil(decision.retry_after)),

@@ -1,187 +1,21 @@
-"""``RedisGuard``: the one place that knows every part and puts them together."""
+"""``RedisGuard``: what an app is guarded with, and the way to what is kept for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
-from flask import Flask, current_app, request_started
+from flask import Blueprint, Flask, current_app, has_app_context
 
-from flask_redis_guard import signals
-from flask_redis_guard.client.diagnosis import Finding, diagnose
-from flask_redis_guard.client.factory import build_client
-from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.monitor import Monitor
-from flask_redis_guard.client.report import HealthReport
-from flask_redis_guard.client.watch import OutageWatch
+from flask_redis_guard.app_guard import AppGuard
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
-from flask_redis_guard.core.rates import Decision
-from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
+from flask_redis_guard.core.breaker import CircuitBreaker
+from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.web import replies
-from flask_redis_guard.web.alerts import Alerts
-from flask_redis_guard.web.cli import redis_guard_group
-from flask_redis_guard.web.health import Authorization, health_blueprint
-
-if TYPE_CHECKING:
-    from flask_redis_guard.web.metrics import Metrics
-
-EXTENSION = "redis_guard"
-
-
-class AppGuard:
-    """All that the extension keeps for one app; nothing is shared between apps.
-
-    :param app: the app.
-    :param settings: its checked settings.
-    """
-
-    def __init__(self, app: Flask, settings: Settings) -> None:
-        self.app = app
-        self.settings = settings
-        self.watch = OutageWatch(
-            self.send,
-            alert_count=settings.failure_alert_count,
-            window_seconds=settings.window_seconds,
-            downtime_seconds=settings.downtime_alert_seconds,
-        )
-        self.breaker = CircuitBreaker(
-            failure_threshold=settings.failure_threshold,
-            failure_rate=settings.failure_rate,
-            minimum_calls=settings.minimum_calls,
-            window_seconds=settings.window_seconds,
-            success_threshold=settings.success_threshold,
-            open_seconds=settings.open_seconds,
-            half_open_permits=settings.half_open_permits,
-            lease_seconds=max(1.0, 4 * settings.timeout),
-            on_transition=self.watch.changed,
-        )
-        self.gate = Gate(
-            self.breaker,
-            settings.timeout,
-            in_memory=settings.development,
-            memory_only=settings.redis_url.startswith("memory://"),
-            watch=self.watch,
-        )
-        self.client: redis.Redis = build_client(settings, self.gate)
-        self.monitor = Monitor(
-            lambda: self.client,
-            self.gate,
-            self.watch,
-            settings.key_prefix + "probe",
-            settings.health_check_interval,
-        )
-        self.gate.on_begin = self.monitor.start
-        self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
-        self._follow_signals()
-        self.metrics = self._build_metrics()
-        self.alerts = (
-            Alerts(
-                app,
-                settings.alert_delivery,
-                cooldown=settings.alert_cooldown_seconds,
-                timeout=settings.alert_timeout,
-            )
-            if settings.alert_delivery is not None
-            else None
-        )
-
-    def send(self, signal: Any, **event: Any) -> None:
-        """Send a signal with the app as the sender."""
-        signals.send(signal, self.app, **event)
-
-    @cached_property
-    def limiter(self) -> RateLimiter:
-        """The rate limiter; made on first use, when the app's SECRET_KEY is known."""
-        secret = self.app.secret_key
-        limiter = RateLimiter(
-            self.client,
-            prefix=self.settings.key_prefix,
-            secret=secret.encode() if isinstance(secret, str) else secret,
-            processes=self.settings.processes,
-        )
-        if self.metrics is not None:
-            self.metrics.watch_limiter(limiter)
-        return limiter
-
-    def session_failed(self, operation: str) -> None:
-        """Count a session that Redis could not serve.
-
-        :param operation: a constant such as ``read`` or ``write``.
-        """
-        if self.metrics is not None:
-            self.metrics.session_failed(operation)
-
-    def diagnose(self) -> Iterator[Finding]:
-        """Go through the steps of ``flask redis-guard check``."""
-
-        def run_scripts() -> None:
-            self.limiter.hit("1000/minute", "check", scope="redis-guard check")
-            self.limiter.reset("1000/minute", "check", scope="redis-guard check")
-
-        key = self.settings.key_prefix + "probe:check"
-        return diagnose(self.gate, lambda: self.client, key, run_scripts)
-
-    def _follow_signals(self) -> None:
-        """Feed the report, and let the first request of a process start the background check.
-
-        The receivers are kept here, for blinker keeps weak references only.
-        """
-
-        def changed(_: Flask, *, current: CircuitState, **__: Any) -> None:
-            self.report.changed(current)
-
-        def refused(_: Flask, **__: Any) -> None:
-            self.report.refused()
-
-        def limited(_: Flask, *, decision: Decision, shadow: bool, **__: Any) -> None:
-            if not shadow:
-                self.report.limited(decision)
-
-        def request_began(_: Flask, **__: Any) -> None:
-            self.monitor.start()
-
-        request_started.connect(request_began, self.app)
-        signals.circuit_state_changed.connect(changed, self.app)
-        signals.request_refused.connect(refused, self.app)
-        signals.rate_limit_exceeded.connect(limited, self.app)
-        self._receivers = (changed, refused, limited, request_began)
-
-    def _build_metrics(self) -> Metrics | None:
-        if not self.settings.metrics:
-            return None
-        try:
-            from flask_redis_guard.web.metrics import Metrics
-        except ImportError:
-            remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
-            raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
-        return Metrics(self.app, self.gate)
-
-    def mount(self) -> None:
-        """Add the health routes and the commands to the app."""
-        settings, metrics = self.settings, self.metrics
-        if settings.health_url_prefix is not None:
-            authorization = Authorization(
-                settings.health_token,
-                settings.health_authorize,
-                development=settings.development,
-            )
-            scrape = None if metrics is None else metrics.scrape
-            self.app.register_blueprint(
-                health_blueprint(settings.health_url_prefix, self.report, authorization, scrape)
-            )
-        self.app.cli.add_command(
-            redis_guard_group(
-                self.report,
-                self.diagnose,
-                self.monitor.check,
-                health_path=settings.health_url_prefix or "",
-                token=settings.health_token,
-            )
-        )
+from flask_redis_guard.web import ratelimit, replies
+from flask_redis_guard.web.host import EXTENSION
+from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
+from flask_redis_guard.web.sessions import SessionStore
 
 
 class RedisGuard:
@@ -191,6 +25,7 @@ class RedisGuard:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._declared = DeclaredLimits()
         if app is not None:
             self.init_app(app)
 
@@ -203,9 +38,10 @@ class RedisGuard:
         """
         if EXTENSION in app.extensions:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
-        guard = AppGuard(app, Settings.load(app.config))
+        guard = AppGuard(app, Settings.load(app.config), self._declared)
         app.extensions[EXTENSION] = guard
         replies.install(app)
+        ratelimit.install(app)
         guard.mount()
 
     @property
@@ -237,6 +73,38 @@ class RedisGuard:
         """The current app's rate limiter."""
         return self._guard().limiter
 
+    def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
+        """Limit every request but automatic ``OPTIONS``, static files and the health routes.
+
+        URLs that match no route count as well.
+
+        :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
+        :param app: the app to limit; every app of this guard if not given.
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        self._declared.apps.append((app, Limit.declare(rates, **options)))
+
+    def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
+        """Limit every request of a blueprint and of those nested in it, counted together.
+
+        :param blueprint: the blueprint.
+        :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
+
+    @property
+    def sessions(self) -> SessionStore:
+        """The current app's session store."""
+        return self._guard().sessions
+
+    def sessions_for(self, app: Flask) -> SessionStore:
+        """Return an app's session store outside any context, without I/O.
+
+        :param app: an app that ``init_app`` was called with.
+        """
+        return self._guard(app).sessions
+
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""
         return self._guard().report.summary()
@@ -257,7 +125,7 @@ class RedisGuard:
 
         :raises GuardError: without an app, or one that ``init_app`` was not called with.
         """
-        if app is None and not current_app:
+        if app is None and not has_app_context():
             raise GuardError(
                 "There is no current app: use the guard in a request or `with app.app_context():`, "
                 "or name the app: guard.client_for(app)"

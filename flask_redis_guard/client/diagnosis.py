@@ -48,7 +48,7 @@ class Finding:
     text: str
 
 
-class _Step(Exception):  # noqa: N818 - it ends a step, not always badly
+class _Step(Exception):
     def __init__(self, status: str, text: str) -> None:
         super().__init__(status, text)
         self.status, self.text = status, text

@@ -129,6 +129,10 @@ class Gate:
         self._report(operation, verdict.outcome, error)
         return error
 
+    def abandon(self, operation: Operation) -> None:
+        """End an operation in which nothing was asked."""
+        self._settle(operation, Outcome.NEUTRAL)
+
     def _judge(self, exc: BaseException) -> Verdict:
         if isinstance(exc, RedisUnavailable):  # made further down, or by another app's guard
             cause = exc.__cause__
@@ -159,7 +163,7 @@ class Gate:
         return self.in_memory and not probe and isinstance(error, RedisUnavailable)
 
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
-        with Operation(name, self.timeout, None) as operation:
+        with Operation(name, self.timeout, None):
             result = call()
         if not self.serving_memory:
             self._serve_memory(True)

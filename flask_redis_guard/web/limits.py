@@ -1,0 +1,159 @@
+"""One limit as it was declared, and the search for those that a view was given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Flask, Response, request
+
+from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
+from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
+from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.web.subjects import Key, check_key, subject_of
+
+#: Rates as text, as objects, or from a function that is asked at every request.
+Rates = str | Rate | Iterable[str | Rate] | Callable[[], Any]
+
+ON_OUTAGE = ("deny", "local", "allow")
+MARK = "__redis_guard_limits__"
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """A declared limit; the arguments are those of ``rate_limited``."""
+
+    rates: tuple[Rate, ...] | Callable[[], Any]
+    key: Key = None
+    cost: int | Callable[[], int] = 1
+    methods: frozenset[str] | None = None
+    exempt_when: Callable[[], bool] | None = None
+    scope: str | None = None
+    algorithm: str | None = None
+    on_outage: str = "deny"
+    refund_when: Callable[[Response], bool] | None = None
+    defer: bool = False
+    shadow: bool = False
+
+    @classmethod
+    def declare(cls, rates: Rates, methods: Iterable[str] | None = None, **options: Any) -> Limit:
+        """Check the arguments as far as they can be checked before a request.
+
+        :raises ConfigurationError: naming the argument and what it accepts.
+        """
+        algorithm = options.get("algorithm")
+        if algorithm is not None and algorithm not in ALGORITHMS:
+            raise ConfigurationError("algorithm", algorithm, " or ".join(map(repr, ALGORITHMS)))
+        if options.get("on_outage", "deny") not in ON_OUTAGE:
+            raise ConfigurationError(
+                "on_outage", options["on_outage"], " or ".join(map(repr, ON_OUTAGE))
+            )
+        for name in ("exempt_when", "refund_when"):
+            if options.get(name) is not None and not callable(options[name]):
+                raise ConfigurationError(name, options[name], "a callable")
+        cost = options.get("cost", 1)
+        if not callable(cost) and (type(cost) is not int or cost < 1):
+            raise ConfigurationError("cost", cost, "a whole number of at least 1, or a callable")
+        if isinstance(methods, str):
+            raise ConfigurationError("methods", methods, "a list such as ['POST']")
+        check_key(options.get("key"))
+        return cls(
+            rates=rates if callable(rates) else read_rates(rates, algorithm),
+            methods=None if methods is None else frozenset(m.upper() for m in methods),
+            **options,
+        )
+
+    def applies(self) -> bool:
+        """Tell whether the limit counts the current request."""
+        if self.methods is not None:
+            # Flask answers HEAD with the view for GET.
+            method = "GET" if request.method == "HEAD" else request.method
+            if method not in self.methods and request.method not in self.methods:
+                return False
+        return self.exempt_when is None or not self.exempt_when()
+
+    def charge(self, scope: str, ipv6_prefix: int) -> Charge:
+        """Return what the limiter is asked in the current request.
+
+        :raises Exception: whatever a function of the user raises, or ``ValueError`` for what it
+            returned; the caller refuses then.
+        """
+        rates = self.rates
+        return Charge(
+            rates=parse_rates(rates(), algorithm=self.algorithm) if callable(rates) else rates,
+            subject=subject_of(self.key, ipv6_prefix),
+            cost=self.cost() if callable(self.cost) else self.cost,
+            scope=scope if self.scope is None else f"scope:{self.scope}",
+            refundable=self.refund_when is not None,
+            shadow=self.shadow,
+        )
+
+
+class DeclaredLimits:
+    """The limits of whole apps and blueprints, as declared on one guard."""
+
+    def __init__(self) -> None:
+        self.apps: list[tuple[Flask | None, Limit]] = []
+        self.blueprints: list[tuple[Blueprint, Limit]] = []
+
+
+def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
+    """Read rates that were declared.
+
+    :raises ConfigurationError: instead of the core's ``ValueError``.
+    """
+    try:
+        return parse_rates(rates, algorithm=algorithm)
+    except ValueError as exc:
+        raise ConfigurationError("rates", rates, str(exc)) from None
+
+
+def limit_failed(error: Exception) -> RedisUnavailable:
+    """Return the refusal for a limit that could not be worked out: 503, never a free pass."""
+    refusal = RedisUnavailable("rate limit", "limit-failed")
+    refusal.__cause__ = error
+    return refusal
+
+
+def limits_of(view: Any) -> tuple[Limit, ...]:
+    """Return the limits that a view or one of the functions it wraps was decorated with.
+
+    ``functools.wraps`` hands the mark on. A decorator that does without leaves the view in its
+    closure; a closure is followed only into functions defined elsewhere, for a view may well close
+    over a neighbour that has a limit of its own.
+
+    :param view: a view function as it was registered.
+    """
+    found: dict[Limit, None] = {}
+    seen: list[Any] = []
+    queue = [view]
+    while queue and len(seen) < 50:
+        function = queue.pop()
+        if any(function is other for other in seen):
+            continue
+        seen.append(function)
+        found.update(dict.fromkeys(getattr(function, MARK, ())))
+        if isinstance(function, functools.partial):
+            queue.append(function.func)
+        queue += [inner for inner in _wrapped_by(function) if callable(inner)]
+    return tuple(found)
+
+
+def _wrapped_by(function: Any) -> Iterable[Any]:
+    yield getattr(function, "__wrapped__", None)
+    home = _home(function)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            inner = cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+        marked = hasattr(inner, MARK) or hasattr(inner, "__wrapped__")
+        if marked and _home(inner) != home:
+            yield inner
+
+
+def _home(function: Any) -> tuple[str, str]:
+    qualname = getattr(function, "__qualname__", "")
+    return getattr(function, "__module__", "") or "", qualname.rpartition(".")[0]

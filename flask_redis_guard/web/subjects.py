@@ -1,0 +1,129 @@
+"""Who is counted: the named subjects and the rules that leave nobody uncounted."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from flask import current_app, request, session
+
+from flask_redis_guard.errors import ConfigurationError
+
+logger = logging.getLogger("flask_redis_guard")
+
+#: A named subject or a function of no arguments that returns one.
+Key = str | Callable[[], Any] | None
+
+NAMED = "'address', 'user', 'session', 'header:NAME' or a callable"
+
+
+def check_key(key: Key) -> Key:
+    """Check a ``key`` argument.
+
+    :raises ConfigurationError: for what is neither a named subject nor callable.
+    """
+    named = isinstance(key, str) and (
+        key in ("address", "user", "session") or (key.startswith("header:") and len(key) > 7)
+    )
+    if key is None or named or callable(key):
+        return key
+    raise ConfigurationError("key", key, NAMED)
+
+
+def subject_of(key: Key, ipv6_prefix: int) -> tuple[str, ...]:
+    """Return who is counted in the current request.
+
+    Each kind of subject is a space of its own, so that no header can pose as a user. Where the key
+    gives nothing, the address is counted, again in a space of its own.
+
+    :param key: ``None`` and ``"address"`` count the client's address.
+    :param ipv6_prefix: the length of the network that an IPv6 address is counted by.
+    """
+    if key is None or key == "address":
+        return ("address", client_address(ipv6_prefix))
+    if callable(key):
+        space, value = "key", key()
+    elif key == "user":
+        space, value = "user", _user()
+    elif key == "session":
+        space, value = "session", _session()
+    else:
+        header = key.partition(":")[2]
+        space, value = f"header:{header.lower()}", request.headers.get(header)
+    if value is None or value == "" or value == b"":
+        return (f"no {space}", client_address(ipv6_prefix))
+    # The type counts too: the user 1 is not the user "1" of another table.
+    text = value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
+    return (space, type(value).__name__, text)
+
+
+def client_address(ipv6_prefix: int = 64) -> str:
+    """Return what the client's address is counted as.
+
+    An IPv4 address inside an IPv6 one is taken out first; an IPv6 address is counted by its
+    network, since one customer has all of it.
+
+    :param ipv6_prefix: the length of that network, in bits.
+    """
+    raw = request.remote_addr or ""
+    try:
+        address = ipaddress.ip_address(raw.partition("%")[0])
+    except ValueError:
+        if not raw:
+            _warn_once(
+                current_app.extensions["redis_guard"].warned,
+                "no-address",
+                "Requests arrive without a client address (REMOTE_ADDR is empty, as behind a unix "
+                "socket): all of them share one limit. Use werkzeug's ProxyFix.",
+            )
+        return raw
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, ipv6_prefix), strict=False))
+    return str(address)
+
+
+def warn_of_untrusted_proxy(told: set[str]) -> None:
+    """Warn once where a proxy names the client but nothing was told to believe it.
+
+    :param told: what was warned of already.
+    """
+    forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
+    if forwarded and "werkzeug.proxy_fix.orig" not in request.environ:
+        _warn_once(
+            told,
+            "proxy",
+            "A request names its client in X-Forwarded-For or Forwarded, which is not trusted: if "
+            "a proxy of yours sets it, all its clients share one limit; use werkzeug's ProxyFix.",
+        )
+
+
+def _user() -> Any:
+    """Return the id of the user that is logged in with Flask-Login, or bound to the session."""
+    manager = getattr(current_app, "login_manager", None)
+    if manager is not None:
+        from flask_login import current_user
+
+        return current_user.get_id()
+    bound = getattr(session, "user_id", None)
+    if bound is None and not hasattr(session, "bind_user"):
+        raise LookupError("key='user' needs Flask-Login or a GuardedSessionInterface")
+    return bound
+
+
+def _session() -> Any:
+    """Return the id of a server-side session, if the request has one."""
+    if not hasattr(session, "sid"):
+        raise LookupError(
+            "key='session' needs server-side sessions: the cookie of Flask's own changes at will"
+        )
+    return session.sid
+
+
+def _warn_once(told: set[str], what: str, message: str) -> None:
+    if what not in told:
+        told.add(what)
+        logger.warning(message)

@@ -1,0 +1,74 @@
+"""All limits of an app in one list: for the command line, and for what an operator must hear of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flask import Flask
+
+from flask_redis_guard.web.host import Host
+from flask_redis_guard.web.limits import Limit, limits_of
+
+logger = logging.getLogger("flask_redis_guard")
+
+
+class Entry(NamedTuple):
+    """One limit and where it applies."""
+
+    #: ``app``, ``blueprint:NAME`` or ``endpoint:NAME``: the scope where none was given.
+    scope: str
+    #: The URL rule; ``*`` for whole apps and blueprints.
+    rule: str
+    limit: Limit
+
+
+def survey(app: Flask, host: Host) -> Iterator[Entry]:
+    """List every limit of an app; those of plain functions are not known before they are called.
+
+    :param app: the app.
+    :param host: what belongs to it.
+    """
+    for limit in host.app_limits:
+        yield Entry("app", "*", limit)
+    for name, blueprint in app.blueprints.items():
+        for limit in host.blueprint_limits(blueprint):
+            yield Entry(f"blueprint:{name}", "*", limit)
+    for rule in app.url_map.iter_rules():
+        for limit in limits_of(app.view_functions.get(rule.endpoint)):
+            yield Entry(f"endpoint:{rule.endpoint}", rule.rule, limit)
+
+
+def report_weak_limits(app: Flask, host: Host) -> None:
+    """Log, once for each app, which limits do not fail closed or can be evaded by a client.
+
+    :param app: the app.
+    :param host: what belongs to it.
+    """
+    if "survey" in host.warned:
+        return
+    host.warned.add("survey")
+    entries = list(survey(app, host))
+    everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
+    guarded = {entry.scope for entry in entries if _by_address(entry.limit)}
+    for scope, rule, limit in entries:
+        where = scope if rule == "*" else f"{scope} ({rule})"
+        if limit.on_outage != "deny":
+            logger.warning(
+                "The limit of %s is on_outage=%r: it does not fail closed", where, limit.on_outage
+            )
+        if limit.shadow:
+            logger.warning("The limit of %s is in shadow mode: it refuses nobody", where)
+        named = isinstance(limit.key, str) and limit.key.partition(":")[0] in ("header", "session")
+        if named and scope not in guarded and not everywhere:
+            logger.warning(
+                "The limit of %s counts by %r, which a client can change at will, and no limit by "
+                "address stands beside it",
+                where,
+                limit.key,
+            )
+
+
+def _by_address(limit: Limit) -> bool:
+    return limit.key in (None, "address") and not limit.shadow
