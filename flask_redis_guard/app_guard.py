@@ -84,7 +84,12 @@ class AppGuard:
         self._follow_signals()
         self.metrics = self._build_metrics()
         self.alerts = (
-            Alerts(app, settings.alert_delivery, settings.alert_cooldown_seconds)
+            Alerts(
+                app,
+                settings.alert_delivery,
+                cooldown=settings.alert_cooldown_seconds,
+                timeout=settings.alert_timeout,
+            )
             if settings.alert_delivery is not None
             else None
         )
