@@ -41,6 +41,7 @@ class Operation:
         "_final",
         "broken",
         "deadline",
+        "in_memory",
         "name",
         "owner",
         "patience",
@@ -52,6 +53,8 @@ class Operation:
     def __init__(self, name: str, timeout: float, permit: Permit | None) -> None:
         self.name = name
         self.permit = permit
+        #: Whether the development store serves this operation instead of Redis.
+        self.in_memory = permit is None
         self.started = time.monotonic()
         self.deadline = self.started + timeout
         #: Seconds by which a blocking command that was sent may exceed the deadline.
@@ -63,11 +66,6 @@ class Operation:
         self.owner = _whoami()
         self._candidates = 0
         self._final = self.deadline
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the development store serves this operation instead of Redis."""
-        return self.permit is None
 
     def remaining(self) -> float:
         """Return the seconds left; negative when the deadline has passed."""

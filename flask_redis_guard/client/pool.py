@@ -54,6 +54,11 @@ class GuardedPool(ConnectionPool):
         self._waiting = 0
         super().reset()
 
+    @property
+    def in_use(self) -> int:
+        """How many connections are taken out of the pool now."""
+        return len(self._in_use_connections)
+
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take a connection out of the pool, ready to use.
 
@@ -76,6 +81,11 @@ class GuardedPool(ConnectionPool):
         operation = self.gate.begin("CONNECTION")
         try:
             with operation:
+                if self.gate.fault is not None:
+                    self.gate.fault(operation)
+                if operation.in_memory:  # a fault's stand-in: its connections tell nothing back
+                    self.gate.succeed(operation)
+                    return self._memory.get_connection(*self._words(command_name))
                 connection = self._checked_out(command_name)
         except BaseException as exc:
             error = self.gate.fail(operation, exc)
