@@ -52,7 +52,7 @@ def test_flask_caching(app: Flask, own_server: RedisServer) -> None:
     from flask_caching.backends.rediscache import RedisCache
 
     calls: list[int] = []
-    cache = Cache(app, config={"CACHE_TYPE": "NullCache"})
+    cache = Cache(app, config={"CACHE_TYPE": "NullCache", "CACHE_NO_NULL_WARNING": True})
     # The backend takes any client in place of a host's name.
     app.extensions["cache"][cache] = RedisCache(host=guarded_client(app))
 
