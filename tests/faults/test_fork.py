@@ -12,7 +12,7 @@ APP = """
     from flask_redis_guard import RedisGuard
 
     app = Flask(__name__)
-    app.config["REDIS_GUARD_HEALTH_CHECK_INTERVAL"] = 0.2
+    app.config.update(REDIS_GUARD_HEALTH_CHECK_INTERVAL=0.2, REDIS_GUARD_TIMEOUT=2)
     guard = RedisGuard(app)
     client = guard.client_for(app)
     client.set("made-by", os.getpid())      # in the master: a connection, and the monitor
@@ -45,7 +45,9 @@ def _check(url: str) -> None:
         seen: dict[int, dict[str, int]] = {}
 
         def both() -> bool:
-            answer = json.loads(app.get("/").text)
+            response = app.get("/")
+            assert response.status_code == 200, app.log()
+            answer = json.loads(response.text)
             seen[answer["pid"]] = answer
             return len(seen) == 2
 
