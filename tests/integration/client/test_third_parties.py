@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +14,11 @@ pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
 
 
 @pytest.fixture
-def app(own_server: RedisServer) -> Iterator[Flask]:
+def app(own_server: RedisServer) -> Flask:
     app = Flask("third-parties", static_folder=None)
     app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
     app.secret_key = "secret"
-    yield app
+    return app
 
 
 def guarded_client(app: Flask) -> Any:
