@@ -131,6 +131,7 @@ def test_a_server_in_trouble_is_a_failure_with_a_reason(
     guarded.client.set("k", "v")
     TROUBLES[reason](own_server)
     guarded.finished.clear()
+    caplog.clear()
     with caplog.at_level(logging.INFO, "flask_redis_guard"):
         for _ in range(3):
             with pytest.raises(RedisUnavailable) as refusal:

@@ -17,6 +17,7 @@ def test_an_eviction_policy_is_warned_about_once(
     with redis_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
     guarded = Guarded(redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0.05)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "flask_redis_guard"):
         guarded.client.ping()
         eventually(lambda: caplog.records, message="a warning")
@@ -31,6 +32,7 @@ def test_an_eviction_policy_is_warned_about_once(
 def test_a_user_who_may_not_ask_is_not_bothered(caplog: pytest.LogCaptureFixture) -> None:
     with RedisServer(acl=["user app on >secret ~* +@all -info"]) as server:
         guarded = Guarded(f"redis://app:secret@127.0.0.1:{server.port}/0")
+        caplog.clear()
         with caplog.at_level(logging.WARNING, "flask_redis_guard"):
             advise(guarded.client, 0.5)
         assert caplog.records == []
@@ -66,6 +68,7 @@ def test_patching_after_connections_were_made_is_warned_about(redis_server: Redi
         from tests.support.guarded import Guarded
         guarded = Guarded({redis_server.url!r})
         guarded.client.ping()
+        lines.clear()
         from gevent import monkey; monkey.patch_all()
         import gevent
         workers = [gevent.spawn(guarded.client.echo, str(n)) for n in range(20)]
