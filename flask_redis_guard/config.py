@@ -58,6 +58,7 @@ class Settings:
     metrics: bool = _setting(False, checks.flag())
     alert_delivery: Any = _setting(None, checks.function())
     alert_cooldown_seconds: float = _setting(300.0, checks.number(0, YEAR))
+    alert_timeout: float = _setting(15.0, checks.number(0, YEAR))
     rate_limit_headers: str = _setting("draft", checks.choice("draft", "legacy", "both", "none"))
     default_limits: tuple[Rate, ...] = _setting((), checks.rates())
     ipv6_prefix: int = _setting(64, checks.whole(1, 128))

@@ -56,12 +56,15 @@ class Gate:
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None
 
-    def run(self, name: str, call: Callable[[], T], *, probe: bool = False) -> T:
+    def run(
+        self, name: str, call: Callable[[], T], *, probe: bool = False, answered: bool = True
+    ) -> T:
         """Make one call as one operation.
 
         :param name: the command's name, for errors and metrics.
         :param call: does the work; with the in-memory store at hand it may be called twice.
         :param probe: whether the background monitor calls.
+        :param answered: whether coming back means that Redis answered; else it says nothing.
         :raises CircuitOpen: at once, where the breaker refuses.
         :raises RedisUnavailable: where Redis could not serve.
         """
@@ -82,7 +85,10 @@ class Gate:
                     raise
                 raise error from exc
         else:
-            self.succeed(operation, result)
+            if answered:
+                self.succeed(operation, result)
+            else:
+                self._end(operation, Outcome.NEUTRAL, None)
             return result
         return self._run_in_memory(name, call)
 

@@ -113,13 +113,16 @@ class Monitor:
         While one caller checks, the others get the result before that, or wait for the first one:
         however many ask, Redis sees one check for each interval.
         """
-        last, interval = self._last, max(self.interval, LEAST_INTERVAL)
-        if last is not None and time.monotonic() - last.at < 1.5 * interval:
+        last = self._fresh()
+        if last is not None:
             return last
+        done = threading.Event()
         with self._asking:
+            last = self._fresh()  # again: a check may have ended meanwhile
+            if last is not None:
+                return last
             # A check that another process had in flight when it forked never ends in this one.
             others = self._in_flight
-            done = threading.Event()
             if others is None or others[0] != os.getpid():
                 others, self._in_flight = None, (os.getpid(), done)
         if others is None:
@@ -128,9 +131,14 @@ class Monitor:
             finally:
                 self._in_flight = None
                 done.set()
-        if last is None:
+        if self._last is None:
             others[1].wait(self._gate.timeout)
         return self._last or Check(False, None, time.monotonic())
+
+    def _fresh(self) -> Check | None:
+        last, interval = self._last, max(self.interval, LEAST_INTERVAL)
+        recent = last is not None and time.monotonic() - last.at < 1.5 * interval
+        return last if recent else None
 
     def forget(self) -> None:
         """Let the next question be answered by a check of its own."""

@@ -37,8 +37,6 @@ MOST_WAITING = 100
 BURST = 3
 #: Seconds before the second try of a delivery, and the most between two tries.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-#: Seconds after which a try counts as failed, though it still runs.
-PATIENCE = 15.0
 #: Tries that hang and are waited for no more; while there are so many no other one is made.
 MOST_HANGING = 4
 
@@ -121,6 +119,7 @@ class Alerts:
         delivered; it is tried again until it is.
     :param cooldown: seconds for which a kind that was told is not told again, unless Redis has
         recovered in between; and within which no kind is told more than :data:`BURST` times.
+    :param timeout: seconds after which a try counts as failed, though it may still run.
     :param clock: monotonic time in seconds.
     """
 
@@ -128,13 +127,15 @@ class Alerts:
         self,
         app: Flask,
         deliver: Deliver,
+        *,
         cooldown: float,
+        timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._cooldown = cooldown
         self._clock = clock
-        self._queue = DeliveryQueue(deliver)
+        self._queue = DeliveryQueue(deliver, timeout)
         self._lock = ProcessLock()
         self._open = False
         self._last_seen: dict[str, float] = {}
@@ -234,15 +235,21 @@ class DeliveryQueue:
     """Deliver one message after the other, each until it is delivered.
 
     :param deliver: see :class:`Alerts`.
+    :param timeout: seconds to wait for one try.
     """
 
-    def __init__(self, deliver: Deliver) -> None:
+    def __init__(self, deliver: Deliver, timeout: float) -> None:
         self._deliver = deliver
+        self._timeout = timeout
         self._waiting: deque[Alert] = deque()
         self._lock = ProcessLock()
         self._pid: int | None = None
         self._wake = threading.Event()
-        self._hanging = 0
+        #: Tries that are waited for no more and have not ended.
+        self.hanging = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def put(self, alert: Alert) -> None:
         """Queue a message; returns at once."""
@@ -252,7 +259,7 @@ class DeliveryQueue:
                 self._pid = os.getpid()
                 self._wake = threading.Event()
                 self._waiting.clear()  # what the parent has queued is the parent's to deliver
-                self._hanging = 0
+                self.hanging = 0
             lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             self._waiting.append(alert)
             self._wake.set()
@@ -269,7 +276,7 @@ class DeliveryQueue:
                 self._wake.wait()
                 continue
             alert = self._waiting[0]
-            if self._hanging < MOST_HANGING and self._try(alert):
+            if self.hanging < MOST_HANGING and self._try(alert):
                 pause = FIRST_PAUSE
                 with self._lock:
                     if self._waiting and self._waiting[0] is alert:
@@ -299,18 +306,18 @@ class DeliveryQueue:
                 done.set()
 
         threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
-        done.wait(PATIENCE)
+        done.wait(self._timeout)
         with self._lock:
             if not failures:
                 abandoned = True
-                self._hanging += 1
-        failure = failures[0] if not abandoned else f"not done in {PATIENCE:g} s"
+                self.hanging += 1
+        failure = failures[0] if not abandoned else f"not done in {self._timeout:g} s"
         if failure is not None:
             logger.error("Delivering the alert %s failed: %s", alert.kind, failure)
         return failure is None
 
     def _outlasted(self, alert: Alert, *, delivered: bool) -> None:
         """A try that was waited for no more has ended."""
-        self._hanging -= 1
+        self.hanging -= 1
         if delivered and self._waiting and self._waiting[0] is alert:
             self._waiting.popleft()  # late, but it need not be tried again

@@ -78,7 +78,7 @@ function facts(answer) {
     ["Last check", latency],
     ["Failures in a row", redis.failure_count],
     ["Down for", details.downtime ? duration(details.downtime) : "not down"],
-    ["Last failure", last ? `${last.reason} (${last.error} at ${last.operation})` : "none so far"],
+    ["Last failure", last ? `${last.reason}: ${last.error} at ${last.operation}` : "none so far"],
     ["Connections in use", pool],
     ["Server", details.server_version || "unknown"],
   ];
