@@ -170,6 +170,31 @@ def test_page_fits_and_can_be_read(
     screenshot(browser, f"down-{width}-{scheme}.png")
 
 
+def test_page_lists_the_processes_and_shows_the_chosen_one(
+    browser: WebDriver, own_server: RedisServer
+) -> None:
+    env = {"REDIS_URL": own_server.url, "REDIS_GUARD_HEALTH_TOKEN": TOKEN}
+    # With one thread each, whoever is free answers: now this one, now the other.
+    with GunicornApp(APP, worker_class="sync", workers=2, env=env) as app:
+        open_page(browser, app)
+        headline(browser, "Redis is healthy", 5)
+
+        def buttons() -> list[str]:
+            found = browser.find_elements(By.CSS_SELECTOR, "#processes button")
+            return [button.get_attribute("data-process") or "" for button in found]
+
+        def both() -> bool:
+            # Keeps one worker busy, so that the page gets the other one as well.
+            app.get("/api/v1/health/detailed")
+            return len(buttons()) == 2
+
+        eventually(both, 15, "both processes have answered the page")
+        for process in buttons():
+            browser.find_element(By.CSS_SELECTOR, f'[data-process="{process}"]').click()
+            eventually(lambda p=process: f"process {p} on" in text(browser, "speaker"), 5)  # type: ignore[misc]
+        assert console(browser) == []
+
+
 def test_page_tells_when_the_application_is_gone(browser: WebDriver, app: GunicornApp) -> None:
     open_page(browser, app)
     headline(browser, "Redis is healthy", 5)
