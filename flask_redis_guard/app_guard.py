@@ -25,6 +25,7 @@ from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.web.alerts import Alerts
 from flask_redis_guard.web.cli import redis_guard_group
 from flask_redis_guard.web.health import Authorization, health_blueprint
+from flask_redis_guard.web.limit_commands import limits_command, reset_command
 from flask_redis_guard.web.limits import DeclaredLimits, Limit
 from flask_redis_guard.web.sessions import SessionStore
 
@@ -207,6 +208,8 @@ class AppGuard:
                 self.report,
                 self.diagnose,
                 self.monitor.check,
+                limits_command(self.app, self),
+                reset_command(self.app, self),
                 health_path=settings.health_url_prefix or "",
                 token=settings.health_token,
             )

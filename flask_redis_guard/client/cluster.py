@@ -175,7 +175,7 @@ class GuardedCluster(redis.RedisCluster):
     def __getattr__(self, name: str) -> Any:
         # Called only for what is missing: with the attributes of a built client, build it.
         if name in _BUILT:
-            self.gate.run("CLUSTER SLOTS", self._ready)
+            self._ask_once()
         if name not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return self.__dict__[name]
@@ -185,12 +185,17 @@ class GuardedCluster(redis.RedisCluster):
         call = super().execute_command
 
         def send() -> Any:
-            self._ready()
+            self.ready()
             return call(*args, **kwargs)
 
         return self.gate.run(operation_name(args), send)
 
-    def _ready(self) -> None:
+    def _ask_once(self) -> None:
+        """Ask the cluster for its nodes, as one operation, unless this process has done so."""
+        if self._built_in != (os.getpid(), threading.RLock):
+            self.gate.run("CLUSTER SLOTS", self.ready)
+
+    def ready(self) -> None:
         """Ask the cluster for its nodes, unless that is done; again where the map is in doubt."""
         here = (os.getpid(), threading.RLock)
         if self._built_in == here:
@@ -237,7 +242,7 @@ class GuardedCluster(redis.RedisCluster):
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> GuardedClusterPipeline:
         """Return a pipeline whose ``execute`` is one operation."""
-        self.gate.run("PIPELINE", self._ready)
+        self._ask_once()
         pipeline: Any = super().pipeline(transaction, shard_hint)
         # Its arguments are not the same in any two versions of redis-py.
         pipeline.__class__ = GuardedClusterPipeline
@@ -247,12 +252,12 @@ class GuardedCluster(redis.RedisCluster):
 
     def pubsub(self, node: Any = None, host: Any = None, port: Any = None, **kwargs: Any) -> Any:
         """Return a subscriber; subscribing is an operation, waiting for messages is not."""
-        self.gate.run("PUBSUB", self._ready)
+        self._ask_once()
         return GuardedClusterPubSub(self, node=node, host=host, port=port, **kwargs)
 
     def monitor(self, target_node: Any = None) -> GuardedMonitor:
         """Return a listener to all commands of one node."""
-        self.gate.run("MONITOR", self._ready)
+        self._ask_once()
         node = target_node or self.get_default_node()
         pool: Any = self.get_redis_connection(node).connection_pool
         return GuardedMonitor(pool)
@@ -270,7 +275,7 @@ class GuardedCluster(redis.RedisCluster):
 
         :param prefix: what they begin with.
         """
-        self._ready()
+        self.ready()
         primaries = frozenset(node.name for node in self.get_primaries())
         if self._probes is None or self._probes[0] != primaries:
             found: dict[str, str] = {}
@@ -296,7 +301,11 @@ class GuardedClusterPipeline(ClusterPipeline):
         def send() -> list[Any]:
             if self.nodes_manager.stale:
                 self.nodes_manager.initialize()
-            return call(raise_on_error)
+            replies = call(raise_on_error)
+            operation = current()
+            if operation is not None and operation.broken is not None:
+                raise operation.broken  # a part of it may be lost, whatever the caller ignores
+            return replies
 
         return self.gate.run("PIPELINE", send)
 

@@ -9,7 +9,7 @@ that are owed are counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
@@ -17,7 +17,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from flask_redis_guard.client.operation import INFINITE, Operation, current
 from flask_redis_guard.client.outcomes import judge
-from flask_redis_guard.client.sockets import DeadlineSocket, bounded
+from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -46,12 +46,12 @@ def blocking_seconds(args: Sequence[Any]) -> float:
     :param args: the command's words.
     :returns: 0 for a command that does not block, infinity for one that waits for ever.
     """
-    place = BLOCKING.get(args[0].upper()) if args and isinstance(args[0], str) else None
+    place = BLOCKING.get(_word(args[0])) if args else None
     if place is None:
         return 0.0
     try:
         if place == "BLOCK":
-            words = [word.upper() if isinstance(word, str) else word for word in args]
+            words = [_word(word) for word in args]
             if "BLOCK" not in words:
                 return 0.0
             seconds = float(args[words.index("BLOCK") + 1]) / 1000
@@ -64,6 +64,13 @@ def blocking_seconds(args: Sequence[Any]) -> float:
     return seconds if seconds > 0 else INFINITE if seconds == 0 else 0.0
 
 
+def _word(word: Any) -> str:
+    """Return one of a command's words in capitals; redis-py has some as bytes."""
+    if isinstance(word, bytes):
+        word = word.decode("latin-1")
+    return word.upper() if isinstance(word, str) else ""
+
+
 class GuardedConnection:
     """What all connection classes of the guard have in common; mixed in before redis-py's class."""
 
@@ -71,6 +78,7 @@ class GuardedConnection:
     borrowed: Operation | None = None  # of a caller that took the connection without an operation
     holder: Operation | None = None  # the operation that took it out of the pool
     _sock: Any
+    can_read: Callable[..., bool]
     _owed = 0
     _packed = 0
     _blocking = 0.0
@@ -151,6 +159,15 @@ class GuardedConnection:
         """Whether the next caller may have it: it owes no reply, and leads to no replica."""
         return self._owed == 0 and not self._demoted
 
+    def renew(self) -> None:
+        """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
+        try:
+            broken = self._sock is not None and self.can_read()
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
+            broken = True
+        if broken:
+            self.disconnect()
+
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
         super().send_command(*args, **kwargs)  # type: ignore[misc]
@@ -220,6 +237,11 @@ class TCPConnection(GuardedConnection, Connection):
 
 class TLSConnection(GuardedConnection, SSLConnection):
     """A guarded connection over TLS."""
+
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        # Reading the certificates takes its time, too: what is left for the handshake is known
+        # only when that is done.
+        return super()._wrap_socket_with_ssl(timed(sock, self._remaining))
 
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):

@@ -45,6 +45,7 @@ class GuardedRedis(redis.Redis):
     def __init__(self, *, connection_pool: GuardedPool, **options: Any) -> None:
         self.gate: Gate = connection_pool.gate
         self.connection_pool: Any
+        self.connection: Any
         if options.get("single_connection_client"):
             self.gate.run("CONNECTION", lambda: self._init(connection_pool, options))
         else:
@@ -56,7 +57,14 @@ class GuardedRedis(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, as one operation."""
         call = super().execute_command
-        return self.gate.run(operation_name(args), lambda: call(*args, **options))
+        if self.connection is None:
+            return self.gate.run(operation_name(args), lambda: call(*args, **options))
+
+        def on_held() -> Any:
+            self.connection.renew()
+            return call(*args, **options)
+
+        return self.gate.run(operation_name(args), on_held)
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""
@@ -122,9 +130,9 @@ class GuardedPubSub(PubSub):
         return gate
 
     def execute_command(self, *args: Any) -> Any:
-        """Send a (p|s)(un)subscribe command, as one operation."""
+        """Send a (p|s)(un)subscribe command, as one operation; the answer is a message."""
         call = super().execute_command
-        self.gate.run(operation_name(args), lambda: call(*args))
+        self.gate.run(operation_name(args), lambda: call(*args), answered=False)
 
     def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
         """Wait for a message.

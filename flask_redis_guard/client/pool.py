@@ -89,7 +89,7 @@ class GuardedPool(ConnectionPool):
             if error is exc:
                 raise
             raise error from exc
-        connection.borrowed = operation
+        connection.borrowed, connection.holder = operation, None
         return connection
 
     def release(self, connection: Any) -> None:

@@ -70,7 +70,8 @@ HAMMER = """
         turns = iter(range(100))
         while True:
             worker = gevent.spawn(work, turns)
-            if random.random() < 0.8 and not worker.join(random.uniform(0, 0.5)) and not worker.dead:
+            worker.join(random.uniform(0, 0.5))
+            if not worker.dead and random.random() < 0.8:
                 worker.kill()
                 counts["interrupted"] += 1
             worker.join()

@@ -58,6 +58,8 @@ def decode(fields: Fields) -> dict[str, Any]:
     :raises UnreadableError: if one of them cannot be read.
     """
     try:
+        if not all(key.startswith(b'"') for key in fields):
+            raise ValueError("a key that is no text")
         return {json.loads(key): serializer.loads(value.decode()) for key, value in fields.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableError("payload") from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flask.sessions import SessionMixin
@@ -17,7 +16,7 @@ from flask_redis_guard.web.sessions.store import Saved, SessionStore
 logger = logging.getLogger("flask_redis_guard")
 
 
-class Session(UserDict[str, Any], SessionMixin):
+class Session(SessionMixin):
     """The session of one request.
 
     Whatever looks into it or changes it raises ``RedisUnavailable`` where Redis cannot be asked:
@@ -108,39 +107,47 @@ class Session(UserDict[str, Any], SessionMixin):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
-    # A mapping is all of UserDict's methods on `data`, and these.
+    def __getitem__(self, key: str) -> Any:
+        return self._open()[key]
 
-    @property
-    def data(self) -> dict[str, Any]:  # type: ignore[override]
-        """The values; asks Redis the first time.
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open())
 
-        :raises RedisUnavailable: if Redis cannot tell, and each time again in this request.
-        """
-        return self._open()
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __repr__(self) -> str:
+        return repr(self._open())
 
     def __setitem__(self, key: str, value: Any) -> None:
         self._require_writable()
-        self.data[key] = value
+        self._open()[key] = value
         self.modified = True
 
     def __delitem__(self, key: str) -> None:
         self._require_writable()
-        del self.data[key]
+        del self._open()[key]
         self.modified = True
 
-    def __ior__(self, other: Any) -> Session:  # type: ignore[override, misc]
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return {**self._open(), **other}
+
+    def __ror__(self, other: Any) -> dict[str, Any]:
+        return {**other, **self._open()}
+
+    def __ior__(self, other: Any) -> Session:
         self.update(other)
         return self
 
     def clear(self) -> None:
         """Remove everything, also what another request adds at this moment."""
         self._require_writable()
-        self.data.clear()
+        self._open().clear()
         self._wiped = self.modified = True
 
-    def copy(self) -> dict[str, Any]:  # type: ignore[override]
+    def copy(self) -> dict[str, Any]:
         """Return the values as a plain ``dict``."""
-        return self.data.copy()
+        return self._open().copy()
 
     def save(self) -> bool:
         """Store what changed; the session cannot be written afterwards.
