@@ -1,12 +1,15 @@
--- Shared by judge.lua and refund.lua, which follow it in one script.
+-- Shared by all scripts; the others follow it in one text.
 -- Times are whole microseconds, numbers big-endian bytes: 7 for a time or an index, 4 for a count.
 -- Every number stays below 2^53, where a double holds each integer; see core/rates.py.
-local byte, char, sub, floor, call = string.byte, string.char, string.sub, math.floor, redis.call
+local byte, char, sub, floor, format = string.byte, string.char, string.sub, math.floor, string.format
+local call = redis.call
 
-local function clock()
-  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end -- a test's time source
+-- The server's time, or what a test tells, and the milliseconds that a key outlives what it counts:
+-- the server's expiry clock is coarser than the one it tells, and may lag by the length of a script.
+local function clock(told)
+  if told then return tonumber(told), 3600000 end
   local time = call('TIME')
-  return time[1] * 1000000 + time[2]
+  return time[1] * 1000000 + time[2], 1000
 end
 
 local function pack4(n)
@@ -29,7 +32,7 @@ local function read7(s, at)
   return (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g
 end
 
--- An expiry in milliseconds, rounded up, with a grace for the store's own, coarser clock.
-local function expiry(microseconds)
-  return string.format('%.0f', math.ceil(microseconds / 1000) + ARGV[2])
+-- An expiry in milliseconds, rounded up.
+local function expiry(microseconds, grace)
+  return format('%.0f', math.ceil(microseconds / 1000) + grace)
 end

@@ -98,6 +98,6 @@ class ConcurrencyLimiter:
         return self._call(lease, b"release")[0] == 1
 
     def _call(self, lease: Lease, mode: bytes) -> list[int]:
-        numbers = (lease.seconds * 1_000_000, lease.limit)
-        args = [*script_times(self._server_time), mode, lease.id, *(b"%d" % n for n in numbers)]
+        numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
+        args = [mode, lease.id, *numbers, *script_times(self._server_time)]
         return _LEASE(self._client(), [lease.key], args, 3)

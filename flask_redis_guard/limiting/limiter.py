@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final
 
 from redis.cluster import RedisCluster
@@ -20,8 +21,23 @@ from .scripts import ClientSource, Script, client_getter, guarded, script_times
 
 _log = logging.getLogger(__name__)
 
-_JUDGE: Final = Script("rate limit", "codec.lua", "judge.lua")
+_ALGORITHMS: Final = {
+    b"w": "sliding_window.lua",
+    b"l": "exact_log.lua",
+    b"t": "token_bucket.lua",
+    b"f": "fixed_window.lua",
+}
 _REFUND: Final = Script("rate limit refund", "codec.lua", "refund.lua")
+
+
+@cache
+def judge_script(algorithms: frozenset[bytes]) -> Script:
+    """The script that judges rates of these algorithms: one of fifteen.
+
+    :param algorithms: codes, as in :func:`.charges.rate_head`.
+    """
+    parts = [_ALGORITHMS[code] for code in sorted(algorithms)]
+    return Script("rate limit", "codec.lua", "judge.lua", *parts, "judge_all.lua")
 
 
 class RateLimiter:
@@ -157,11 +173,11 @@ class RateLimiter:
         return None
 
     def _remember(self, plan: Plan, sent: float) -> None:
-        states = plan.states()
+        states = plan.states() if plan.refused else {}
         for row in plan.rows:
             if row.refundable or not row.enforced:
                 continue
-            if not states[row.key].allowed:
+            if row.key in states and not states[row.key].allowed:
                 self.denials.remember(row.key, row.cost, sent, states)
             elif row.charged:
                 self.denials.admitted(row.key, row.cost)
@@ -176,11 +192,10 @@ class RateLimiter:
         return list(parts.values())
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
-        args = [*script_times(self._server_time), mode]
-        for row in rows:
-            args += row.judge_arguments()
         keys = [row.key for row in rows]
-        reply = _JUDGE(self._client(), keys, args, 1 + REPLY_WIDTH * len(rows))
+        args = [mode, *(row.judge_argument() for row in rows), *script_times(self._server_time)]
+        script = judge_script(frozenset(row.algorithm for row in rows))
+        reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == b"hit")
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
@@ -198,11 +213,9 @@ class RateLimiter:
         if not rows:
             return
         for part in self._parts(rows):
-            args = script_times(self._server_time)
-            for row in part:
-                args += row.refund_arguments()
             keys = [row.key for row in part]
-            _REFUND(self._client(), keys, args, 1)
+            args = [row.refund_argument() for row in part] + script_times(self._server_time)
+            _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 
     def _delete_matching(self, rate: Rate, scope: str) -> int:

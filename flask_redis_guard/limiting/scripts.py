@@ -24,18 +24,12 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     return lambda: source
 
 
-#: Milliseconds that a key outlives what it counts: the server's expiry clock is coarser than the
-#: one it tells, and may lag behind it by the length of a script.
-_GRACE: Final = b"1000"
-_TEST_GRACE: Final = b"3600000"
-
-
 def script_times(server_time: Callable[[], int] | None) -> list[bytes]:
-    """The first two arguments of every script: the time, '' for the server's, and the grace.
+    """The last argument of every script, which tests alone give: the time instead of the server's.
 
     :param server_time: a test's clock, in microseconds.
     """
-    return [b"", _GRACE] if server_time is None else [b"%d" % server_time(), _TEST_GRACE]
+    return [] if server_time is None else [b"%d" % server_time()]
 
 
 class Script:
@@ -56,7 +50,7 @@ class Script:
     ) -> list[int]:
         """Run it: one round trip, two where the server did not know the script.
 
-        :param numbers: how many whole numbers it answers.
+        :param numbers: how many whole numbers it answers, as one text with spaces between them.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
         gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
@@ -65,13 +59,13 @@ class Script:
         else:
             call = partial(self._run, client, keys, args)
             reply = guarded(self.operation, gate.run, "EVALSHA", call)
-        if (
-            not isinstance(reply, list)
-            or len(reply) != numbers
-            or not all(isinstance(number, int) for number in reply)
-        ):
+        try:
+            found = [int(number) for number in reply.split()]
+        except (AttributeError, TypeError, ValueError):
+            found = []
+        if len(found) != numbers:
             raise RedisUnavailable(self.operation, "rejected")
-        return reply
+        return found
 
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         try:
