@@ -17,7 +17,7 @@ local function log_read(r)
 end
 
 local function log_store(r, log)
-  call('SET', r.key, log, 'PX', expiry(r.period, grace))
+  call('SET', r.key, log, 'PX', expiry(r.period))
 end
 
 local function log_take(r)

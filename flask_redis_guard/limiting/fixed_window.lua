@@ -19,7 +19,7 @@ end
 
 local function fixed_store(r, count)
   if r.whole then
-    call('SET', r.key, pack7(r.index) .. pack4(count), 'PX', expiry(r.ends - now, grace))
+    call('SET', r.key, pack7(r.index) .. pack4(count), 'PX', expiry(r.ends - now))
   else
     call('SETRANGE', r.key, 7, pack4(count))
   end

@@ -2,7 +2,7 @@
 --
 -- KEYS     one for each rate
 -- ARGV     'hit' or 'peek'; for each rate one string, big-endian: algorithm (1 byte), limit (4),
---          period in us (7), burst (4), cost (5), and what is left is its group; a test's time
+--          period in us (7), burst (4), cost (5), and what is left is its group
 -- Group '' is enforced. Any other group is a shadow: it is charged if all of it and of group '' has
 -- room, and keeps nothing else from being charged.
 -- Returns  numbers with spaces between them, for each rate six: has room (1 or 0), remaining, us
@@ -18,4 +18,4 @@
 -- ever taken for younger than they are, so nothing above the limit is admitted, and a full period
 -- later all is as before. That is stored also by a refusal, or it would move along with the clock.
 
-local algorithms, now, grace = {}, clock(ARGV[#KEYS + 2])
+local algorithms = {}

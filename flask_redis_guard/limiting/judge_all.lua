@@ -1,6 +1,6 @@
 -- The end of judge.lua: reads every rate, then charges or keeps each.
 
-local rates, full, reply, hit = {}, {}, {}, ARGV[1] == 'hit'
+local rates, full, reply, hit = {}, {}, {}, mode == 'hit'
 for i = 1, #KEYS do
   local a = ARGV[i + 1]
   local kind, l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, b1, b2, b3, b4, c1, c2, c3, c4, c5 = byte(a, 1, 21)

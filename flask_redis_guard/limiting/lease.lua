@@ -1,13 +1,13 @@
 -- Leases of a concurrency limit: a sorted set of ids by the time at which they expire (us).
 --
 -- KEYS     the set
--- ARGV     'acquire', 'renew' or 'release', id, lease (us), limit; a test's time
+-- ARGV     'acquire', 'renew' or 'release', id, lease (us), limit
 -- Returns  three numbers with spaces between them: whether it was done (1 or 0), leases now held, us until the first of them expires
 --
 -- An id ends in ':' and its lease in us. If the clock was set back, a lease that would last longer
 -- than that is cut to it, so that a place is never lost for longer than its lease.
 
-local key, mode, id, lease, now, grace = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), clock(ARGV[5])
+local key, id, lease = KEYS[1], ARGV[2], tonumber(ARGV[3])
 
 local function text(n) return format('%.0f', n) end
 
@@ -32,7 +32,7 @@ end
 local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')
 if held > 0 then
   local last = call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
-  call('PEXPIRE', key, expiry(tonumber(last[2]) - now, grace))
+  call('PEXPIRE', key, expiry(tonumber(last[2]) - now))
   return format('%d %d %.0f', done, held, tonumber(first[2]) - now)
 end
 return format('%d 0 0', done)

@@ -17,7 +17,7 @@ from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
 from .denials import DenialCache
 from .keys import KeyMaker, Rates, Subject
 from .local import LocalLimiter
-from .scripts import ClientSource, Script, client_getter, guarded, script_times
+from .scripts import ClientSource, Script, client_getter, guarded, script_mode
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _ALGORITHMS: Final = {
     b"t": "token_bucket.lua",
     b"f": "fixed_window.lua",
 }
-_REFUND: Final = Script("rate limit refund", "codec.lua", "refund.lua")
+_REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
 
 
 @cache
@@ -37,7 +37,9 @@ def judge_script(algorithms: frozenset[bytes]) -> Script:
     :param algorithms: codes, as in :func:`.charges.rate_head`.
     """
     parts = [_ALGORITHMS[code] for code in sorted(algorithms)]
-    return Script("rate limit", "codec.lua", "judge.lua", *parts, "judge_all.lua")
+    express = ["sliding_window_express.lua"] if algorithms == {b"w"} else []
+    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
+    return Script("rate limit", *names)
 
 
 class RateLimiter:
@@ -193,7 +195,7 @@ class RateLimiter:
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
-        args = [mode, *(row.judge_argument() for row in rows), *script_times(self._server_time)]
+        args = [script_mode(mode, self._server_time), *(row.judge_argument() for row in rows)]
         script = judge_script(frozenset(row.algorithm for row in rows))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == b"hit")
@@ -214,7 +216,8 @@ class RateLimiter:
             return
         for part in self._parts(rows):
             keys = [row.key for row in part]
-            args = [row.refund_argument() for row in part] + script_times(self._server_time)
+            mode = script_mode(b"refund", self._server_time)
+            args = [mode, *(row.refund_argument() for row in part)]
             _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 

@@ -24,12 +24,12 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     return lambda: source
 
 
-def script_times(server_time: Callable[[], int] | None) -> list[bytes]:
-    """The last argument of every script, which tests alone give: the time instead of the server's.
+def script_mode(mode: bytes, server_time: Callable[[], int] | None) -> bytes:
+    """The first argument of every script: what is to be done, and in tests at what time.
 
-    :param server_time: a test's clock, in microseconds.
+    :param server_time: a test's clock, in microseconds, instead of the server's.
     """
-    return [] if server_time is None else [b"%d" % server_time()]
+    return mode if server_time is None else b"%b@%d" % (mode, server_time())
 
 
 class Script:

@@ -9,19 +9,17 @@ local function window_read(r)
   local s = call('GET', r.key)
   if s then
     if #s ~= 79 then error('not a sliding window: ' .. r.key) end
-    local a, b, c, d, e, f, g, h, i, j, k, l, m, n, o = byte(s, 1, 15)
-    local ahead = (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g - index
-    local sum, newest = ((h * 256 + i) * 256 + j) * 256 + k, ((l * 256 + m) * 256 + n) * 256 + o
+    local ahead = read7(s, 1) - index
     if ahead == 0 then
-      r.whole, r.count, r.newest, r.stored = false, sum, newest, s
+      r.whole, r.count, r.newest, r.stored = false, read4(s, 8), read4(s, 12), s
     elseif ahead > 0 then
       if ahead > 16 then ahead = 16 end
-      for at = 16, 12 + 4 * ahead, 4 do newest = newest + read4(s, at) end
-      r.count, r.newest, r.moved = sum, newest, true
-      r.older = sub(s, 16 + 4 * ahead) .. ('\0\0\0\0'):rep(ahead)
+      for i = 0, ahead do r.newest = r.newest + read4(s, 12 + 4 * i) end
+      r.count, r.moved, r.older = read4(s, 8), true, sub(s, 16 + 4 * ahead) .. ('\0\0\0\0'):rep(ahead)
     elseif ahead >= -16 then
-      for at = 80 + 4 * ahead, 76, 4 do sum = sum - read4(s, at) end
-      r.count, r.older = sum, ('\0\0\0\0'):rep(-ahead - 1) .. sub(s, 12, 79 + 4 * ahead)
+      r.count = read4(s, 8)
+      for at = 80 + 4 * ahead, 76, 4 do r.count = r.count - read4(s, at) end
+      r.older = ('\0\0\0\0'):rep(-ahead - 1) .. sub(s, 12, 79 + 4 * ahead)
     end
   end
   r.room = r.count + r.cost <= r.limit
@@ -29,13 +27,11 @@ end
 
 local function window_store(r, cost)
   local sum, newest = r.count + cost, r.newest + cost
-  local counts = char(floor(sum / 16777216), floor(sum / 65536) % 256, floor(sum / 256) % 256, sum % 256,
-    floor(newest / 16777216), floor(newest / 65536) % 256, floor(newest / 256) % 256, newest % 256)
   if r.whole then
-    call('SET', r.key, pack7(r.index) .. counts .. (r.older or ('\0'):rep(64)), 'PX',
-      expiry(r.ends - now, grace))
+    call('SET', r.key, pack7(r.index) .. pack4(sum) .. pack4(newest) .. (r.older or ('\0'):rep(64)), 'PX',
+      expiry(r.ends - now))
   else -- the expiry depends on the index only, which stays
-    call('SETRANGE', r.key, 7, counts)
+    call('SETRANGE', r.key, 7, pack4(sum) .. pack4(newest))
   end
 end
 

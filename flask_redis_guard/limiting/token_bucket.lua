@@ -32,7 +32,7 @@ local function bucket_store(r, time, part)
   -- Whatever is taken, the bucket is full again when a burst has flowed in. Not sooner, though the
   -- arrival time may be: an outstanding refund must not meet a key made anew.
   call('SET', r.key, pack7(time) .. pack4(part) .. pack7(r.returned), 'PX',
-    expiry(r.latest + 1 - now, grace))
+    expiry(r.latest + 1 - now))
 end
 
 local function bucket_fits(r, time, part, n)
