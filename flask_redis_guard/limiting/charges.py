@@ -54,7 +54,12 @@ class Charge:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One counter in one request, and what became of it."""
+    """One counter in one request, and what became of it.
+
+    :param head: what scripts are told of the rate; see :func:`rate_head`.
+    :param group: 0 if the counter can refuse the request, a number of its own for each shadow.
+    :param owner: the charge that named it first.
+    """
 
     key: bytes
     rate: Rate
@@ -67,26 +72,16 @@ class Row:
     charged: bool = False
     marks: tuple[int, int] = (0, 0)
 
-    @property
-    def enforced(self) -> bool:
-        """Whether this counter can refuse the request."""
-        return self.group == 0
-
     def join(self, cost: int, group: int, refundable: bool) -> None:
         """The counter is named again: the strictest of both applies, once."""
         self.cost = max(self.cost, cost)
         self.group = min(self.group, group)
         self.refundable = self.refundable and refundable
 
-    @property
-    def algorithm(self) -> bytes:
-        """The code of the algorithm that counts."""
-        return self.head[:1]
-
     def judge_argument(self) -> bytes:
         """What judge.lua is told about the counter."""
-        group = b"%d" % self.group if self.group else b""
-        return self.head + self.cost.to_bytes(5, "big") + group
+        enforced = self.head + self.cost.to_bytes(5, "big")
+        return enforced + b"%d" % self.group if self.group else enforced
 
     def refund_argument(self) -> bytes:
         """What refund.lua is told about the counter."""
@@ -193,8 +188,10 @@ class Plan:
         found = []
         for index, (charge, rows) in enumerate(zip(self.charges, self._by_charge, strict=True)):
             pairs = zip(rows, charge.rates, strict=True)
-            told = ((r.state if states is None else states.get(r.key), rate) for r, rate in pairs)
-            mine = [_named(state, rate) for state, rate in told if state is not None]
+            if states is None:
+                mine = [_named(row.state, rate) for row, rate in pairs if row.state is not None]
+            else:
+                mine = [_named(states[r.key], rate) for r, rate in pairs if r.key in states]
             if not mine:
                 found.append(_unasked(charge.rates[0]))
                 continue

@@ -168,7 +168,7 @@ class RateLimiter:
 
     def _remembered(self, plan: Plan) -> list[Decision] | None:
         for row in plan.rows:
-            if row.enforced and not row.refundable:
+            if not row.group and not row.refundable:
                 denial = self.denials.find(row.key, row.cost)
                 if denial is not None:
                     return plan.decisions(self.denials.states(denial), remembered=True)
@@ -177,7 +177,7 @@ class RateLimiter:
     def _remember(self, plan: Plan, sent: float) -> None:
         states = plan.states() if plan.refused else {}
         for row in plan.rows:
-            if row.refundable or not row.enforced:
+            if row.refundable or row.group:
                 continue
             if row.key in states and not states[row.key].allowed:
                 self.denials.remember(row.key, row.cost, sent, states)
@@ -189,14 +189,14 @@ class RateLimiter:
         if not isinstance(self._client(), RedisCluster):
             return [list(rows)]
         parts: dict[bytes, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: not row.enforced):
+        for row in sorted(rows, key=lambda row: row.group > 0):
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
         return list(parts.values())
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
-        args = [script_mode(mode, self._server_time), *(row.judge_argument() for row in rows)]
-        script = judge_script(frozenset(row.algorithm for row in rows))
+        args = [script_mode(mode, self._server_time), *[row.judge_argument() for row in rows]]
+        script = judge_script(frozenset([row.head[:1] for row in rows]))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == b"hit")
 
@@ -217,7 +217,7 @@ class RateLimiter:
         for part in self._parts(rows):
             keys = [row.key for row in part]
             mode = script_mode(b"refund", self._server_time)
-            args = [mode, *(row.refund_argument() for row in part)]
+            args = [mode, *[row.refund_argument() for row in part]]
             _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 
