@@ -86,8 +86,7 @@ def in_turn(calls: list[Callable[[], object]]) -> None:
         call()
 
 
-def main() -> None:
-    url = sys.argv[1] if len(sys.argv) > 1 else "redis://localhost:6379/0"
+def main(url: str) -> None:
     calls = candidates(url)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
@@ -103,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else "redis://localhost:6379/0")

@@ -143,12 +143,11 @@ def parse_rates(
     :returns: at least one rate, in the order given, without repetitions.
     :raises ValueError: naming what could not be read and what is accepted.
     """
-    if isinstance(rates, (Rate, str)):
-        rates = (rates,)
-    elif isinstance(rates, (bytes, bytearray)) or not isinstance(rates, Iterable):
-        raise _no_rate(rates)
+    given: object = (rates,) if isinstance(rates, (Rate, str)) else rates
+    if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
+        raise _no_rate(given)
     found: list[Rate] = []
-    for rate in rates:
+    for rate in given:
         if isinstance(rate, Rate):
             found.append(rate)
         elif isinstance(rate, str):

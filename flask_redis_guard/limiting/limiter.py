@@ -76,6 +76,8 @@ class RateLimiter:
         self._server_time = server_time
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
+        #: Called with what :meth:`judge` was asked and what it decided.
+        self.on_judged: Callable[[Sequence[Charge], Sequence[Decision]], object] | None = None
         #: Stands in where a limit says ``on_outage="local"``: the same methods, no Redis.
         self.local = LocalLimiter(self.keys, processes=processes)
 
@@ -129,6 +131,12 @@ class RateLimiter:
             a charge that was not asked about then has no ``states``.
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
+        decisions = self._judge(charges)
+        if self.on_judged is not None:
+            self.on_judged(charges, decisions)
+        return decisions
+
+    def _judge(self, charges: Sequence[Charge]) -> list[Decision]:
         plan = Plan(charges, self.keys)
         if not plan.rows:
             return []

@@ -33,14 +33,15 @@ def script_mode(mode: bytes, server_time: Callable[[], int] | None) -> bytes:
 
 
 class Script:
-    """A script made of files of this package, called by its digest.
+    """A script made of files of a package, called by its digest.
 
     :param operation: what an error says was tried.
     :param names: the files, joined in this order.
+    :param package: where they are.
     """
 
-    def __init__(self, operation: str, *names: str) -> None:
-        folder = files(__package__)
+    def __init__(self, operation: str, *names: str, package: str = __package__) -> None:
+        folder = files(package)
         self.operation = operation
         self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -48,17 +49,12 @@ class Script:
     def __call__(
         self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
     ) -> list[int]:
-        """Run it: one round trip, two where the server did not know the script.
+        """Run it, and return the whole numbers that it answers.
 
-        :param numbers: how many whole numbers it answers, as one text with spaces between them.
+        :param numbers: how many; the script gives them as one text with spaces between them.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
-        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
-        if gate is None:
-            reply = guarded(self.operation, self._run, client, keys, args)
-        else:
-            call = partial(self._run, client, keys, args)
-            reply = guarded(self.operation, gate.run, "EVALSHA", call)
+        reply = self.run(client, keys, args)
         try:
             found = [int(number) for number in reply.split()]
         except (AttributeError, TypeError, ValueError):
@@ -66,6 +62,17 @@ class Script:
         if len(found) != numbers:
             raise RedisUnavailable(self.operation, "rejected")
         return found
+
+    def run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        """Run it: one round trip, two where the server did not know the script.
+
+        :raises RedisUnavailable: for every error reply.
+        """
+        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
+        if gate is None:
+            return guarded(self.operation, self._run, client, keys, args)
+        call = partial(self._run, client, keys, args)
+        return guarded(self.operation, gate.run, "EVALSHA", call)
 
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         try:
