@@ -23,6 +23,7 @@ from flask_redis_guard.signals import (
 )
 from flask_redis_guard.web.concurrency import concurrency_limited
 from flask_redis_guard.web.ratelimit import rate_limited
+from flask_redis_guard.web.websocket import websocket_limited
 
 __all__ = [
     "CircuitBreaker",
@@ -46,4 +47,5 @@ __all__ = [
     "redis_failure",
     "redis_recovered",
     "request_refused",
+    "websocket_limited",
 ]

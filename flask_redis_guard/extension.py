@@ -18,7 +18,8 @@ from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
 from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.web import ratelimit, replies
+from flask_redis_guard.limiting.places import PlaceKeeper
+from flask_redis_guard.web import ratelimit, replies, websocket
 from flask_redis_guard.web.health import health_blueprint
 from flask_redis_guard.web.host import EXTENSION
 from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
@@ -93,6 +94,11 @@ class AppGuard:
         """The concurrency limiter, with the rate limiter's keys."""
         return ConcurrencyLimiter(self.client, self.limiter.keys)
 
+    @cached_property
+    def places(self) -> PlaceKeeper:
+        """Holds the places of open connections."""
+        return PlaceKeeper(self.concurrency, processes=self.settings.processes)
+
     @property
     def app_limits(self) -> list[Limit]:
         """The limits of every request."""
@@ -141,6 +147,7 @@ class RedisGuard:
         app.extensions[EXTENSION] = guard
         replies.install(app)
         ratelimit.install(app)
+        websocket.install(app)
         prefix = guard.settings.health_url_prefix
         if prefix is not None:
             guard.health = health_blueprint(prefix, guard.report)
