@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import selectors
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from simple_websocket import ConnectionClosed
+from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
@@ -128,11 +129,13 @@ class LimitedWebSocket:
             return
         self._closed = ConnectionClosed(code, reason)
         ws = self._ws
-        if ws.connected and _writable(ws.sock):
-            with suppress(ConnectionClosed, LocalProtocolError, OSError):
-                ws.close(code, reason)
-        elif ws.connected:  # a client that reads nothing
-            self._cut()
+        if ws.connected:
+            try:
+                _send_at_once(ws.sock, ws.ws.send(CloseConnection(code, reason)))
+            except LocalProtocolError:  # the client has just said it first
+                pass
+            except OSError:  # it is gone, or it reads nothing
+                self._cut()
         # The reader may still be at work on what came before: nobody shall see it, or wait for it.
         ws.connected = False
         ws.input_buffer = _Discarded([b""])
@@ -164,11 +167,14 @@ class _Discarded(list[bytes]):
         return b""
 
 
-def _writable(sock: socket.socket) -> bool:
-    """Tell whether a close frame, which is small, can be sent without waiting."""
-    with selectors.DefaultSelector() as selector:
-        try:
-            selector.register(sock, selectors.EVENT_WRITE)
-        except (ValueError, OSError):  # closed meanwhile
-            return False
-        return bool(selector.select(0))
+def _send_at_once(sock: socket.socket, frame: bytes) -> None:
+    """Send a small frame, or fail if that would mean to wait.
+
+    :raises OSError: if the client does not take what was sent before.
+    """
+    if isinstance(sock, ssl.SSLSocket):  # knows no such flag
+        sock.send(frame)
+    else:
+        # gevent's own socket waits whatever the flag; and its selectors, asked not to wait, may say
+        # that nothing is ready without having looked.
+        getattr(sock, "_sock", sock).send(frame, socket.MSG_DONTWAIT)
