@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -30,11 +31,28 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["pywsgi", "gevent", "gthread"])
-def app(request: pytest.FixtureRequest, server: RedisServer) -> Iterator[GunicornApp | PywsgiApp]:
-    # A deadline for one operation that two busy cores with hundreds of threads can keep.
-    with serve(request.param, server.url, REDIS_GUARD_TIMEOUT="10") as running:
-        yield running
+@pytest.fixture(scope="module")
+def apps(server: RedisServer) -> Iterator[Callable[[str], GunicornApp | PywsgiApp]]:
+    """Start each kind of server once, whatever the order of the tests."""
+    running: dict[str, GunicornApp | PywsgiApp] = {}
+    with ExitStack() as stack:
+
+        def start(kind: str) -> GunicornApp | PywsgiApp:
+            if kind not in running:
+                # A deadline for one operation that two cores with hundreds of threads can keep.
+                app = serve(kind, server.url, REDIS_GUARD_TIMEOUT="10")
+                stack.enter_context(app)
+                running[kind] = app
+            return running[kind]
+
+        yield start
+
+
+@pytest.fixture(params=["pywsgi", "gevent", "gthread"])
+def app(
+    request: pytest.FixtureRequest, apps: Callable[[str], GunicornApp | PywsgiApp]
+) -> GunicornApp | PywsgiApp:
+    return apps(request.param)
 
 
 @pytest.fixture(params=CLIENTS)

@@ -248,7 +248,7 @@ class SocketIOClient:
         if answer.startswith("44"):
             self.ws.close()
             notice = json.loads(answer.partition(",")[2])
-            raise Refused(notice["data"]["code"], notice["message"])
+            raise Refused(notice.get("data", {}).get("code", 0), notice["message"])
         assert answer.startswith(f"40{self.namespace}"), answer
 
     def send(self, text: str) -> None:
