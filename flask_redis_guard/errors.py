@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
 if TYPE_CHECKING:
@@ -41,6 +42,26 @@ class ConfigurationError(GuardError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.key} is {self.value!r}; accepted: {self.accepted}"
+
+
+class SessionTooLarge(GuardError, ValueError):
+    """A session that would take more than ``REDIS_GUARD_SESSION_MAX_BYTES``; it was not saved.
+
+    :param limit: the limit in bytes.
+    :param key: the session key with the largest value, where that is known.
+    :param size: the bytes that it takes.
+    """
+
+    def __init__(self, limit: int, key: str | None = None, size: int | None = None) -> None:
+        super().__init__(limit, key, size)
+        self.limit, self.key, self.size = limit, key, size
+
+    def __str__(self) -> str:
+        largest = "" if self.key is None else f"; the largest value: {self.key}, {self.size} bytes"
+        return (
+            f"The session was not saved: it would take more than {self.limit} bytes{largest}. "
+            "Keep in it what must be there, or raise REDIS_GUARD_SESSION_MAX_BYTES"
+        )
 
 
 class _Problem(HTTPException):
@@ -72,6 +93,8 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
         }
     )
     retry_after: int
+    #: What the answer takes over of a complete response that it replaces, if it does.
+    kept_headers: Headers | None = None
 
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation

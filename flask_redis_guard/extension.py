@@ -1,126 +1,21 @@
-"""``RedisGuard``: the one place that knows every part and puts them together."""
+"""``RedisGuard``: what an app is guarded with, and the way to what is kept for it."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import redis
 from flask import Blueprint, Flask, current_app, has_app_context
 
-from flask_redis_guard import signals
-from flask_redis_guard.client.factory import build_client
-from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.monitor import Monitor
-from flask_redis_guard.client.watch import OutageWatch
+from flask_redis_guard.app_guard import AppGuard
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import CircuitOpen, GuardError
-from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.limiting.places import PlaceKeeper
 from flask_redis_guard.web import ratelimit, replies, websocket
-from flask_redis_guard.web.health import health_blueprint
 from flask_redis_guard.web.host import EXTENSION
 from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
-
-
-class AppGuard:
-    """All that the extension keeps for one app; nothing is shared between apps.
-
-    :param app: the app.
-    :param settings: its checked settings.
-    """
-
-    def __init__(self, app: Flask, settings: Settings, declared: DeclaredLimits) -> None:
-        self.app = app
-        self.settings = settings
-        self.warned: set[str] = set()
-        self.health: Blueprint | None = None
-        self._declared = declared
-        self._default_limits = [Limit(settings.default_limits)] if settings.default_limits else []
-        self.watch = OutageWatch(
-            self.send,
-            alert_count=settings.failure_alert_count,
-            window_seconds=settings.window_seconds,
-            downtime_seconds=settings.downtime_alert_seconds,
-        )
-        self.breaker = CircuitBreaker(
-            failure_threshold=settings.failure_threshold,
-            failure_rate=settings.failure_rate,
-            minimum_calls=settings.minimum_calls,
-            window_seconds=settings.window_seconds,
-            success_threshold=settings.success_threshold,
-            open_seconds=settings.open_seconds,
-            half_open_permits=settings.half_open_permits,
-            lease_seconds=max(1.0, 4 * settings.timeout),
-            on_transition=self.watch.changed,
-        )
-        self.gate = Gate(
-            self.breaker,
-            settings.timeout,
-            in_memory=settings.development,
-            memory_only=settings.redis_url.startswith("memory://"),
-            watch=self.watch,
-        )
-        self.client: redis.Redis = build_client(settings, self.gate)
-        self.monitor = Monitor(
-            lambda: self.client,
-            self.gate,
-            self.watch,
-            settings.key_prefix + "probe",
-            settings.health_check_interval,
-        )
-        self.gate.on_begin = self.monitor.start
-
-    def send(self, signal: Any, **event: Any) -> None:
-        """Send a signal with the app as the sender."""
-        signals.send(signal, self.app, **event)
-
-    @cached_property
-    def limiter(self) -> RateLimiter:
-        """The rate limiter; made on first use, when the app's SECRET_KEY is known."""
-        secret = self.app.secret_key
-        return RateLimiter(
-            self.client,
-            prefix=self.settings.key_prefix,
-            secret=secret.encode() if isinstance(secret, str) else secret,
-            denial_cache_size=self.settings.denial_cache_size,
-            processes=self.settings.processes,
-        )
-
-    @cached_property
-    def concurrency(self) -> ConcurrencyLimiter:
-        """The concurrency limiter, with the rate limiter's keys."""
-        return ConcurrencyLimiter(self.client, self.limiter.keys)
-
-    @cached_property
-    def places(self) -> PlaceKeeper:
-        """Holds the places of open connections."""
-        return PlaceKeeper(self.concurrency, processes=self.settings.processes)
-
-    @property
-    def app_limits(self) -> list[Limit]:
-        """The limits of every request."""
-        declared = self._declared.apps
-        return self._default_limits + [lim for app, lim in declared if app in (None, self.app)]
-
-    def blueprint_limits(self, blueprint: object) -> list[Limit]:
-        """Return the limits of a blueprint's requests."""
-        return [limit for other, limit in self._declared.blueprints if other is blueprint]
-
-    def report(self) -> dict[str, Any]:
-        """Return the five fields that anybody may see."""
-        open_states = (CircuitState.OPEN, CircuitState.FORCED_OPEN)
-        refusing = self.breaker.state in open_states
-        check = None if refusing else self.monitor.latest()
-        return {
-            "healthy": check is not None and check.healthy,
-            "latency_ms": None if check is None else check.latency_ms,
-            "circuit_state": self.breaker.state.value,
-            "failure_count": self.breaker.failure_count,
-            "is_mock": self.gate.serving_memory,
-        }
+from flask_redis_guard.web.sessions import SessionStore
 
 
 class RedisGuard:
@@ -148,10 +43,7 @@ class RedisGuard:
         replies.install(app)
         ratelimit.install(app)
         websocket.install(app)
-        prefix = guard.settings.health_url_prefix
-        if prefix is not None:
-            guard.health = health_blueprint(prefix, guard.report)
-            app.register_blueprint(guard.health)
+        guard.mount()
 
     @property
     def client(self) -> redis.Redis:
@@ -202,9 +94,21 @@ class RedisGuard:
         """
         self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
 
+    @property
+    def sessions(self) -> SessionStore:
+        """The current app's session store."""
+        return self._guard().sessions
+
+    def sessions_for(self, app: Flask) -> SessionStore:
+        """Return an app's session store outside any context, without I/O.
+
+        :param app: an app that ``init_app`` was called with.
+        """
+        return self._guard(app).sessions
+
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""
-        return self._guard().report()
+        return self._guard().report.summary()
 
     def require_redis(self, operation: str) -> None:
         """Refuse to go on unless Redis may be called now; costs no round trip.
@@ -213,8 +117,7 @@ class RedisGuard:
         :raises RedisUnavailable: if the breaker is open.
         """
         guard = self._guard()
-        state = guard.breaker.state
-        if not guard.gate.in_memory and state in (CircuitState.OPEN, CircuitState.FORCED_OPEN):
+        if guard.breaker.refusing and not guard.gate.in_memory:
             raise CircuitOpen(operation, "circuit-open", guard.breaker.retry_after)
 
     @staticmethod

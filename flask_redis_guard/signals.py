@@ -33,7 +33,7 @@ redis_failure = _signals.signal(
     "redis-failure",
     doc="""An operation failed in a way that counts against Redis.
 
-    :param error: the :class:`~flask_redis_guard.RedisUnavailable`: its operation and reason.
+    :param error: the :class:`~flask_redis_guard.RedisUnavailable`: its ``operation``, ``reason``.
     :param failure_count: failures in a row.
     """,
 )
@@ -83,6 +83,14 @@ request_refused = _signals.signal(
     """,
 )
 
+session_unreadable = _signals.signal(
+    "session-unreadable",
+    doc="""What is stored for a session cannot be read; the request goes on with an empty one.
+
+    :param reason: ``format`` or ``payload``.
+    """,
+)
+
 
 def send(signal: Signal, app: Any, **event: Any) -> None:
     """Send a signal so that no receiver can disturb the sender or another receiver.
@@ -91,8 +99,15 @@ def send(signal: Signal, app: Any, **event: Any) -> None:
     :param app: the Flask app, the sender.
     :param event: the signal's parameters.
     """
+    if signal.is_muted:
+        return
+    interruption: BaseException | None = None
     for receiver in signal.receivers_for(app):
         try:
             receiver(app, **event)
         except Exception:
             logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
+        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: tell the others still
+            interruption = exc
+    if interruption is not None:
+        raise interruption

@@ -9,7 +9,7 @@ that are owed are counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
@@ -17,7 +17,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 
 from flask_redis_guard.client.operation import INFINITE, Operation, current
 from flask_redis_guard.client.outcomes import judge
-from flask_redis_guard.client.sockets import DeadlineSocket, bounded
+from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -46,12 +46,12 @@ def blocking_seconds(args: Sequence[Any]) -> float:
     :param args: the command's words.
     :returns: 0 for a command that does not block, infinity for one that waits for ever.
     """
-    place = BLOCKING.get(args[0].upper()) if args and isinstance(args[0], str) else None
+    place = BLOCKING.get(_word(args[0])) if args else None
     if place is None:
         return 0.0
     try:
         if place == "BLOCK":
-            words = [word.upper() if isinstance(word, str) else word for word in args]
+            words = [_word(word) for word in args]
             if "BLOCK" not in words:
                 return 0.0
             seconds = float(args[words.index("BLOCK") + 1]) / 1000
@@ -64,16 +64,26 @@ def blocking_seconds(args: Sequence[Any]) -> float:
     return seconds if seconds > 0 else INFINITE if seconds == 0 else 0.0
 
 
+def _word(word: Any) -> str:
+    """Return one of a command's words in capitals; redis-py has some as bytes."""
+    if isinstance(word, bytes):
+        word = word.decode("latin-1")
+    return word.upper() if isinstance(word, str) else ""
+
+
 class GuardedConnection:
     """What all connection classes of the guard have in common; mixed in before redis-py's class."""
 
     gate: Gate  # set on the subclass that each client makes for itself
     borrowed: Operation | None = None  # of a caller that took the connection without an operation
+    holder: Operation | None = None  # the operation that took it out of the pool
     _sock: Any
+    can_read: Callable[..., bool]
     _owed = 0
     _packed = 0
     _blocking = 0.0
     _connecting = False
+    _demoted = False
     _socket_timeout: float | None = None
     _socket_connect_timeout: float | None = None
 
@@ -117,6 +127,7 @@ class GuardedConnection:
         self._owed = 0
         try:
             super().connect(*args, **kwargs)  # type: ignore[misc]
+            self.verify()
         except redis_errors.ResponseError as exc:
             self.disconnect()
             if judge(exc).reason is not None:
@@ -125,6 +136,9 @@ class GuardedConnection:
         except BaseException:
             self.disconnect()
             raise
+
+    def verify(self) -> None:
+        """Check whom a new connection leads to; any exception closes it."""
 
     def _connect(self) -> DeadlineSocket:
         self._connecting = True
@@ -137,12 +151,22 @@ class GuardedConnection:
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         self._owed = 0
+        self._demoted = False
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def is_clean(self) -> bool:
-        """Whether no reply is outstanding that the next caller could take for its own."""
-        return self._owed == 0
+        """Whether the next caller may have it: it owes no reply, and leads to no replica."""
+        return self._owed == 0 and not self._demoted
+
+    def renew(self) -> None:
+        """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
+        try:
+            broken = self._sock is not None and self.can_read()
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
+            broken = True
+        if broken:
+            self.disconnect()
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
@@ -157,8 +181,10 @@ class GuardedConnection:
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         blocking, self._blocking = self._blocking, 0.0
         packed, self._packed = self._packed or 1, 0
-        if self.borrowed is not None and self.borrowed.settled:
-            self.borrowed = self.gate.begin(self.borrowed.name)
+        if self.borrowed is not None and not self._owed:
+            self._begin_again(self.borrowed)
+        if self._demoted and not self._owed:
+            self.disconnect()  # whoever holds it looks for the primary anew
         if self._sock is None:
             self.connect()
         self._owed += packed
@@ -176,6 +202,8 @@ class GuardedConnection:
             response = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except Exception as exc:
             self._owed = max(0, self._owed - 1)
+            # A primary that became a replica behind an address that now means another server.
+            self._demoted = self._demoted or isinstance(exc, redis_errors.ReadOnlyError)
             self._tell(exc)
             raise
         self._owed = max(0, self._owed - 1)
@@ -183,8 +211,19 @@ class GuardedConnection:
             self.gate.succeed(self.borrowed)
         return response
 
+    def _begin_again(self, borrowed: Operation) -> None:
+        """Give a caller who keeps a connection a new operation for its next command."""
+        if not borrowed.settled:
+            if borrowed.remaining() > 0:
+                return
+            self.gate.abandon(borrowed)  # it thought for long between taking and sending
+        self.borrowed = self.gate.begin(borrowed.name)
+
     def _tell(self, exc: Exception) -> None:
-        """End the operation of a caller who came without one, where its call failed."""
+        """Note a broken connection; end the operation of a caller who came without one."""
+        operation = self.operation()
+        if operation is not None and not isinstance(exc, redis_errors.ResponseError):
+            operation.broken = exc
         if self.borrowed is None or self.borrowed.settled:
             return
         error = self.gate.fail(self.borrowed, exc)
@@ -199,18 +238,24 @@ class TCPConnection(GuardedConnection, Connection):
 class TLSConnection(GuardedConnection, SSLConnection):
     """A guarded connection over TLS."""
 
+    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
+        # Reading the certificates takes its time, too: what is left for the handshake is known
+        # only when that is done.
+        return super()._wrap_socket_with_ssl(timed(sock, self._remaining))
+
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
     """A guarded connection over a unix domain socket."""
 
 
-def bind(kind: type[Any], gate: Gate) -> type[Any]:
+def bind(kind: type[Any], gate: Gate, **attributes: Any) -> type[Any]:
     """Return a subclass of a guarded connection class that belongs to one gate.
 
     redis-py passes keyword arguments through many hands (Cluster drops those it does not know), so
     the gate travels in the class.
 
-    :param kind: one of the classes above.
+    :param kind: one of the classes above, or of a topology.
     :param gate: the client's gate.
+    :param attributes: what else belongs to the client.
     """
-    return type(kind.__name__, (kind,), {"gate": gate})
+    return type(kind.__name__, (kind,), {"gate": gate, **attributes})

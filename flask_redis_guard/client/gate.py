@@ -51,13 +51,20 @@ class Gate:
         self.on_begin: Callable[[], object] | None = None
         #: Called with each finished operation, its outcome and the error raised, if any.
         self.on_finished: Callable[[Operation, Outcome, BaseException | None], object] | None = None
+        #: Called with the name of each operation that the breaker refused.
+        self.on_refused: Callable[[str], object] | None = None
+        #: Called inside each operation before its work; a test makes an outage of what it raises.
+        self.fault: Callable[[Operation], object] | None = None
 
-    def run(self, name: str, call: Callable[[], T], *, probe: bool = False) -> T:
+    def run(
+        self, name: str, call: Callable[[], T], *, probe: bool = False, answered: bool = True
+    ) -> T:
         """Make one call as one operation.
 
         :param name: the command's name, for errors and metrics.
         :param call: does the work; with the in-memory store at hand it may be called twice.
         :param probe: whether the background monitor calls.
+        :param answered: whether coming back means that Redis answered; else it says nothing.
         :raises CircuitOpen: at once, where the breaker refuses.
         :raises RedisUnavailable: where Redis could not serve.
         """
@@ -66,19 +73,29 @@ class Gate:
         if self.memory_only:
             return self._run_in_memory(name, call)
         try:
-            operation = self.begin(name, probe=probe)
+            return self._run(name, call, probe, answered)
+        except RedisUnavailable:
+            if not self.in_memory or probe:
+                raise
+        return self._run_in_memory(name, call)
+
+    def _run(self, name: str, call: Callable[[], T], probe: bool, answered: bool) -> T:
+        operation = self.begin(name, probe=probe)
+        try:
             with operation:
+                if self.fault is not None:
+                    self.fault(operation)
                 result = call()
         except BaseException as exc:
-            error = exc if isinstance(exc, CircuitOpen) else self.fail(operation, exc)
-            if not self._falls_back(error, probe):
-                if error is exc:
-                    raise
-                raise error from exc
-        else:
+            error = self.fail(operation, exc)
+            if error is exc:
+                raise
+            raise error from exc
+        if answered:
             self.succeed(operation, result)
-            return result
-        return self._run_in_memory(name, call)
+        else:
+            self._end(operation, Outcome.NEUTRAL, None)
+        return result
 
     def begin(self, name: str, *, probe: bool = False) -> Operation:
         """Start an operation that :meth:`succeed` or :meth:`fail` ends.
@@ -91,6 +108,8 @@ class Gate:
         if isinstance(permit, Refusal):
             if self._watch is not None:
                 self._watch.tick()
+            if self.on_refused is not None:
+                self.on_refused(name)
             raise CircuitOpen(name, "circuit-open", permit.retry_after)
         return Operation(name, self.timeout, permit)
 
@@ -121,6 +140,10 @@ class Gate:
         self._report(operation, verdict.outcome, error)
         return error
 
+    def abandon(self, operation: Operation) -> None:
+        """End an operation in which nothing was asked."""
+        self._settle(operation, Outcome.NEUTRAL)
+
     def _judge(self, exc: BaseException) -> Verdict:
         if isinstance(exc, RedisUnavailable):  # made further down, or by another app's guard
             cause = exc.__cause__
@@ -137,7 +160,7 @@ class Gate:
             self.breaker.settle(operation.permit, outcome)
 
     def _report(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
-        if operation.in_memory:
+        if operation.permit is None:
             return
         if self._watch is not None:
             if outcome is Outcome.FAILURE and isinstance(exc, RedisUnavailable):
@@ -147,11 +170,8 @@ class Gate:
         if self.on_finished is not None:
             self.on_finished(operation, outcome, exc)
 
-    def _falls_back(self, error: BaseException, probe: bool) -> bool:
-        return self.in_memory and not probe and isinstance(error, RedisUnavailable)
-
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
-        with Operation(name, self.timeout, None) as operation:
+        with Operation(name, self.timeout, None):
             result = call()
         if not self.serving_memory:
             self._serve_memory(True)

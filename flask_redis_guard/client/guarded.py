@@ -7,6 +7,7 @@ from typing import Any
 
 import redis
 from redis.client import Monitor, Pipeline, PubSub
+from redis.cluster import ClusterPipeline
 from redis.commands.core import Script
 
 from flask_redis_guard.client.connections import GuardedConnection
@@ -16,7 +17,8 @@ from flask_redis_guard.client.pool import GuardedPool
 from flask_redis_guard.errors import RedisUnavailable
 
 
-def _name(args: tuple[Any, ...]) -> str:
+def operation_name(args: tuple[Any, ...]) -> str:
+    """Return what an operation is called: the command's name, never its arguments."""
     return str(args[0]).upper() if args else "COMMAND"
 
 
@@ -29,7 +31,7 @@ class GuardedScript(Script):
         def call() -> Any:
             return Script.__call__(self, keys or (), args or (), client)
 
-        queued = isinstance(client or self.registered_client, Pipeline)
+        queued = isinstance(client or self.registered_client, (Pipeline, ClusterPipeline))
         return call() if gate is None or queued else gate.run("EVALSHA", call)
 
 
@@ -43,6 +45,7 @@ class GuardedRedis(redis.Redis):
     def __init__(self, *, connection_pool: GuardedPool, **options: Any) -> None:
         self.gate: Gate = connection_pool.gate
         self.connection_pool: Any
+        self.connection: Any
         if options.get("single_connection_client"):
             self.gate.run("CONNECTION", lambda: self._init(connection_pool, options))
         else:
@@ -54,7 +57,14 @@ class GuardedRedis(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, as one operation."""
         call = super().execute_command
-        return self.gate.run(_name(args), lambda: call(*args, **options))
+        if self.connection is None:
+            return self.gate.run(operation_name(args), lambda: call(*args, **options))
+
+        def on_held() -> Any:
+            self.connection.renew()
+            return call(*args, **options)
+
+        return self.gate.run(operation_name(args), on_held)
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""
@@ -100,7 +110,7 @@ class GuardedPipeline(Pipeline):
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command now, as one operation."""
         call = super().immediate_execute_command
-        return self.gate.run(_name(args), lambda: call(*args, **options))
+        return self.gate.run(operation_name(args), lambda: call(*args, **options))
 
     def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued and give the connection back; never waits for a dead server."""
@@ -113,10 +123,16 @@ class GuardedPipeline(Pipeline):
 class GuardedPubSub(PubSub):
     """A subscriber whose commands and reconnects pass the gate."""
 
+    @property
+    def gate(self) -> Gate:
+        """The client's gate."""
+        gate: Gate = self.connection_pool.gate
+        return gate
+
     def execute_command(self, *args: Any) -> Any:
-        """Send a (p|s)(un)subscribe command, as one operation."""
+        """Send a (p|s)(un)subscribe command, as one operation; the answer is a message."""
         call = super().execute_command
-        self.connection_pool.gate.run(_name(args), lambda: call(*args))
+        self.gate.run(operation_name(args), lambda: call(*args), answered=False)
 
     def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
         """Wait for a message.

@@ -60,8 +60,11 @@ class Monitor:
         self._starting = ProcessLock()
         self._stop: threading.Event | None = None
         self._may_write = True
-        self._checking = False
+        self._asking = ProcessLock()
+        self._in_flight: tuple[int, threading.Event] | None = None
         self._last: Check | None = None
+        #: Called with the result of each check.
+        self.on_checked: Callable[[Check], object] | None = None
 
     @property
     def running(self) -> bool:
@@ -100,29 +103,54 @@ class Monitor:
         except RedisUnavailable as exc:
             logger.debug("The check of Redis failed: %s", exc)
         self._last = Check(latency is not None, latency, started)
+        if self.on_checked is not None:
+            self.on_checked(self._last)
         return self._last
 
     def latest(self) -> Check:
         """Return the last check's result, made anew where it is older than the interval.
 
-        While one caller checks, the others get the result before that: however many ask, Redis
-        sees one check for each interval.
+        While one caller checks, the others get the result before that, or wait for the first one:
+        however many ask, Redis sees one check for each interval.
         """
-        last, interval = self._last, max(self.interval, LEAST_INTERVAL)
-        fresh = last is not None and time.monotonic() - last.at < 1.5 * interval
-        if last is not None and (fresh or self._checking):
+        last = self._fresh()
+        if last is not None:
             return last
-        self._checking = True
-        try:
-            return self.check()
-        finally:
-            self._checking = False
+        done = threading.Event()
+        with self._asking:
+            last = self._fresh()  # again: a check may have ended meanwhile
+            if last is not None:
+                return last
+            # A check that another process had in flight when it forked never ends in this one.
+            others = self._in_flight
+            if others is None or others[0] != os.getpid():
+                others, self._in_flight = None, (os.getpid(), done)
+        if others is None:
+            try:
+                return self.check()
+            finally:
+                self._in_flight = None
+                done.set()
+        if self._last is None:
+            others[1].wait(self._gate.timeout)
+        return self._last or Check(False, None, time.monotonic())
+
+    def _fresh(self) -> Check | None:
+        last, interval = self._last, max(self.interval, LEAST_INTERVAL)
+        recent = last is not None and time.monotonic() - last.at < 1.5 * interval
+        return last if recent else None
+
+    def forget(self) -> None:
+        """Let the next question be answered by a check of its own."""
+        self._last = None
 
     def _probe(self) -> None:
         client = self._client()
+        primaries = getattr(client, "probe_keys", None)  # on a cluster
         if self._may_write:
             try:
-                client.set(self._key, "1", ex=PROBE_TTL)
+                for key in (self._key,) if primaries is None else primaries(self._key):
+                    client.set(key, "1", ex=PROBE_TTL)
                 return
             except NoPermissionError:
                 self._may_write = False
@@ -131,7 +159,7 @@ class Monitor:
                     "which misses a read-only server and a full disk. Grant it that key.",
                     self._key,
                 )
-        client.ping()
+        client.ping(**({} if primaries is None else {"target_nodes": client.PRIMARIES}))
 
     def _run(self, stop: threading.Event) -> None:
         while not stop.wait(self._pause()):
@@ -142,7 +170,8 @@ class Monitor:
 
     def _turn(self, stop: threading.Event) -> None:
         breaker = self._gate.breaker
-        healthy = breaker.state is not CircuitState.FORCED_OPEN and self.check().healthy
+        kept_out = breaker.state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
+        healthy = not kept_out and self.check().healthy
         # What needs two successes shall not wait for another interval.
         while healthy and breaker.state is CircuitState.HALF_OPEN and not stop.is_set():
             healthy = self.check().healthy

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -33,27 +36,63 @@ class Operation:
     :param permit: the breaker's permit; ``None`` when the in-memory store serves it.
     """
 
-    __slots__ = ("deadline", "name", "owner", "patience", "permit", "settled", "started")
+    __slots__ = (
+        "_candidates",
+        "_final",
+        "broken",
+        "deadline",
+        "in_memory",
+        "name",
+        "owner",
+        "patience",
+        "permit",
+        "settled",
+        "started",
+    )
 
     def __init__(self, name: str, timeout: float, permit: Permit | None) -> None:
         self.name = name
         self.permit = permit
+        #: Whether the development store serves this operation instead of Redis.
+        self.in_memory = permit is None
         self.started = time.monotonic()
         self.deadline = self.started + timeout
         #: Seconds by which a blocking command that was sent may exceed the deadline.
         self.patience = 0.0
         #: Whether the breaker has been told how it ended; an operation has one outcome.
         self.settled = False
+        #: The error that broke one of its connections: nothing may be sent a second time then.
+        self.broken: BaseException | None = None
         self.owner = _whoami()
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether the development store serves this operation instead of Redis."""
-        return self.permit is None
+        self._candidates = 0
+        self._final = self.deadline
 
     def remaining(self) -> float:
         """Return the seconds left; negative when the deadline has passed."""
         return self.deadline + self.patience - time.monotonic()
+
+    @contextlib.contextmanager
+    def sharing(self, candidates: int) -> Iterator[None]:
+        """Ask one of several servers, so that one that hangs leaves time for the next.
+
+        :param candidates: how many servers can be asked; each begins with :meth:`next_share`.
+        """
+        if self._candidates:
+            yield
+            return
+        final, self._candidates = self.deadline, candidates
+        self._final = final
+        try:
+            yield
+        finally:
+            self.deadline, self._candidates = final, 0
+
+    def next_share(self) -> None:
+        """While sharing, set the deadline to a third of what is left, or an even share of it."""
+        if self._candidates:
+            now = time.monotonic()
+            self.deadline = now + (self._final - now) / min(self._candidates + 1, 3)
+            self._candidates = max(1, self._candidates - 1)
 
     def __enter__(self) -> Operation:
         _current.set(self)
@@ -69,3 +108,24 @@ def current() -> Operation | None:
     if operation is None or operation.owner != _whoami():
         return None
     return operation
+
+
+class DeadlineLock:
+    """A lock held across I/O: one waits for it no longer than for Redis itself.
+
+    Reentrant; made anew in every process and once gevent has patched threads.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[object, Any] = {}
+
+    def __enter__(self) -> None:
+        key = (os.getpid(), threading.RLock)
+        lock = self._locks.get(key) or self._locks.setdefault(key, threading.RLock())
+        operation = current()
+        left = INFINITE if operation is None else operation.remaining()
+        if not lock.acquire(timeout=-1 if left == INFINITE else max(0.0, left)):
+            raise TimeoutError("the operation's deadline has passed")
+
+    def __exit__(self, *_: object) -> None:
+        self._locks[(os.getpid(), threading.RLock)].release()

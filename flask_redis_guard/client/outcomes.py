@@ -42,6 +42,8 @@ _ANSWER = Verdict(Outcome.SUCCESS, None)
 _MISUSE = Verdict(Outcome.NEUTRAL, None)
 _SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
 
+_UNREACHABLE = "Redis Cluster cannot be connected"
+
 #: Where redis-py knows an error's code it cuts it off the message and picks a class; elsewhere the
 #: message still begins with the code. Versions differ in what they know, hence class and prefix.
 TABLE: tuple[Row, ...] = (
@@ -67,6 +69,7 @@ TABLE: tuple[Row, ...] = (
     Row(errors.RedisError, "MASTERDOWN", _failure("primary-down"), "a replica lost its primary"),
     Row(errors.ConnectionError, "Handshake refused", _failure("handshake"), "SELECT, HELLO ..."),
     Row(errors.ConnectionError, "No master found", _failure("no-primary"), "sentinels name nobody"),
+    Row(errors.ConnectionError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
     Row(errors.ClusterDownError, "", _failure("cluster-down"), "slots are not served"),
     Row(errors.RedisError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
     Row(errors.ResponseError, "", _ANSWER, "WRONGTYPE, NOSCRIPT, NOPERM, MOVED, CROSSSLOT ..."),
@@ -75,7 +78,11 @@ TABLE: tuple[Row, ...] = (
     Row(errors.TimeoutError, "", _failure("timeout"), "the deadline passed"),
     Row(errors.InvalidResponse, "", _failure("protocol"), "what speaks there is no Redis"),
     Row(errors.ConnectionError, "", _failure("connection"), "refused, reset or closed"),
-    Row(errors.RedisClusterException, "", _failure("cluster-down"), "no node could be asked"),
+    Row(errors.SlotNotCoveredError, "", _failure("cluster-down"), "slots are not served"),
+    Row(errors.RedisClusterException, _UNREACHABLE, _failure("cluster-down"), "no node answers"),
+    Row(errors.RedisClusterException, "All slots", _failure("cluster-down"), "slots are missing"),
+    Row(errors.RedisClusterException, "startup_nodes", _failure("cluster-down"), "nodes disagree"),
+    Row(errors.ClusterError, "", _failure("cluster-down"), "redirected for ever"),
     Row(TimeoutError, "", _failure("timeout"), "a socket's own"),
     Row(OSError, "", _failure("connection"), "a socket's own"),
     Row(BaseException, "", _MISUSE, "bad arguments, a killed greenlet, an interrupt"),
@@ -90,10 +97,11 @@ def judge(error: BaseException) -> Verdict:
 
     :param error: what came out of redis-py.
     """
-    if isinstance(error, errors.WatchError):
-        # redis-py turns a connection that was lost while watching into a WatchError.
+    if isinstance(error, (errors.WatchError, errors.RedisClusterException)):
+        # redis-py turns a connection that was lost while watching into a WatchError, and one lost
+        # while it asks for the map of a cluster into a RedisClusterException.
         cause = error.__cause__ or error.__context__
-        if isinstance(cause, (errors.ConnectionError, errors.TimeoutError)):
+        if isinstance(cause, (errors.ConnectionError, errors.TimeoutError, OSError)):
             return judge(cause)
     message = str(error.args[0]) if error.args else ""
     message = message.rpartition(_PIPELINE)[2]  # "Command # 1 (SET k) of pipeline caused error: "

@@ -1,4 +1,4 @@
-"""The connection pool: bounded, waiting no longer than the deadline, gating who comes unannounced."""
+"""The pool: bounded, waiting no longer than the deadline, gating who comes unannounced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
-from redis.connection import BlockingConnectionPool
+import redis
+from redis.connection import ConnectionPool
 
 from flask_redis_guard.client.connections import GuardedConnection
 from flask_redis_guard.client.operation import current
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 #: redis-py before 5.3 insists on a command's name, later versions warn about one.
 _NAMED = (
-    inspect.signature(BlockingConnectionPool.get_connection).parameters["command_name"].default
+    inspect.signature(ConnectionPool.get_connection).parameters["command_name"].default
     is inspect.Parameter.empty
 )
 
 
-class GuardedPool(BlockingConnectionPool):
+class GuardedPool(ConnectionPool):
     """A pool whose connections belong to one gate.
 
     Most callers come from a guarded client, inside an operation. Others (the pipelines of
@@ -31,24 +32,29 @@ class GuardedPool(BlockingConnectionPool):
 
     :param gate: the client's gate.
     :param memory: a pool of the in-memory store, for development.
-    :param connection_options: for redis-py's ``BlockingConnectionPool``.
+    :param connection_options: for redis-py's ``ConnectionPool``.
     """
 
     def __init__(self, gate: Gate, memory: Any = None, **connection_options: Any) -> None:
         self.gate = gate
         self._memory = memory
-        self._lock_class = threading.Lock
         super().__init__(**connection_options)
 
-    @property
-    def timeout(self) -> float:
-        """Seconds to wait for a free connection: what is left of the operation's deadline."""
-        operation = current()
-        return self.gate.timeout if operation is None else max(0.0, operation.remaining())
+    def reset(self) -> None:
+        """Start empty; redis-py calls this in every new process."""
+        self._lock_class = threading.Lock
+        # Not all versions make their locks here; one that a thread of the parent process held
+        # while it forked, or that was made before gevent patched threads, would never be free.
+        self._lock = threading.RLock()
+        self._fork_lock = threading.RLock()
+        self._freed = threading.Condition()
+        self._waiting = 0
+        super().reset()
 
-    @timeout.setter
-    def timeout(self, seconds: float) -> None:
-        """Do nothing: the deadline is the operation's."""
+    @property
+    def in_use(self) -> int:
+        """How many connections are taken out of the pool now."""
+        return len(self._in_use_connections)
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take a connection out of the pool, ready to use.
@@ -72,33 +78,75 @@ class GuardedPool(BlockingConnectionPool):
         operation = self.gate.begin("CONNECTION")
         try:
             with operation:
+                if self.gate.fault is not None:
+                    self.gate.fault(operation)
+                if operation.in_memory:  # a fault's stand-in: its connections tell nothing back
+                    self.gate.succeed(operation)
+                    return self._memory.get_connection(*self._words(command_name))
                 connection = self._checked_out(command_name)
         except BaseException as exc:
             error = self.gate.fail(operation, exc)
             if error is exc:
                 raise
             raise error from exc
-        connection.borrowed = operation
+        connection.borrowed, connection.holder = operation, None
         return connection
 
     def release(self, connection: Any) -> None:
-        """Take a connection back; one that still owes a reply is closed first."""
+        """Take a connection back; one that still owes a reply is closed first.
+
+        One that is not out, or that meanwhile serves another operation, stays where it is:
+        redis-py's cluster client gives some connections back twice.
+        """
         if not isinstance(connection, GuardedConnection):
             self._memory.release(connection)
             return
-        operation, connection.borrowed = connection.borrowed, None
+        holder = connection.holder
+        foreign = holder is not None and not holder.settled and holder is not current()
+        if foreign or connection not in self._in_use_connections:
+            return
+        connection.holder = None
+        borrowed, connection.borrowed = connection.borrowed, None
         if not connection.is_clean:
             connection.disconnect()
-        super().release(connection)
-        if operation is not None and not operation.settled:
-            self.gate.succeed(operation)
+        super().release(connection)  # type: ignore[arg-type]
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+        if borrowed is not None and not borrowed.settled:
+            self.gate.abandon(borrowed)
+
+    def disconnect_idle(self) -> None:
+        """Close what waits in the pool: the primary is another server now."""
+        with self._lock:
+            for connection in self._available_connections:
+                connection.disconnect()
 
     def _checked_out(self, command_name: Any) -> Any:
         if self._lock_class is not threading.Lock:
-            # gevent patched since: the queue's locks would stop all greenlets at once.
-            self._lock_class = threading.Lock
-            self.reset()
-        return super().get_connection(*self._words(command_name))
+            self.reset()  # gevent patched since: the locks would stop all greenlets at once
+        while True:
+            try:
+                connection: Any = super().get_connection(*self._words(command_name))
+            except redis.ConnectionError as exc:
+                if not str(exc).startswith("Too many connections") or not self._wait():
+                    raise
+            else:
+                connection.holder = current()
+                return connection
+
+    def _wait(self) -> bool:
+        """Wait until a connection may be free; false when the deadline has passed."""
+        operation = current()
+        left = self.gate.timeout if operation is None else operation.remaining()
+        with self._freed:
+            self._waiting += 1
+            try:
+                if left > 0 and not self._available_connections:
+                    self._freed.wait(left)
+            finally:
+                self._waiting -= 1
+        return left > 0
 
     @staticmethod
     def _words(command_name: Any) -> tuple[Any, ...]:

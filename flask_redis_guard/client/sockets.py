@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import socket
 import ssl
 import sys
 from collections.abc import Callable
@@ -91,6 +92,28 @@ class DeadlineSocket:
         poller.register(self._sock, event)
         if not poller.poll(None if seconds is None else seconds * 1000):
             raise TimeoutError("the operation's deadline has passed")
+
+
+class _TimedSocket(socket.socket):
+    """A socket whose timeout is what is left at the moment it is looked at."""
+
+    remaining: Callable[[], float]
+
+    def gettimeout(self) -> float:
+        return self.remaining()
+
+
+def timed(sock: Any, remaining: Callable[[], float]) -> Any:
+    """Return the socket such that :mod:`ssl` bounds a handshake by what is left when it begins.
+
+    :param sock: a connected socket; its descriptor changes hands.
+    :param remaining: tells the seconds left.
+    """
+    if type(sock).__module__ != "socket":
+        return sock  # gevent's, where connecting is bounded as a whole
+    clocked = _TimedSocket(fileno=sock.detach())
+    clocked.remaining = remaining
+    return clocked
 
 
 def bounded(seconds: float) -> AbstractContextManager[object]:

@@ -48,6 +48,7 @@ class OutageWatch:
         self._recent: deque[float] = deque(maxlen=alert_count)
         self._began: float | None = None
         self._opened = False
+        self._reset = False  # an operator let everybody pass; no success has been seen yet
         self._told: set[str] = set()
         self._quiet_until = 0.0
         #: The error of the last failure; ``None`` while there was none.
@@ -71,7 +72,7 @@ class OutageWatch:
             self.last_failure = error
             log = self._began is None and now >= self._quiet_until
             if self._began is None:
-                self._began = now
+                self._begin(now)
             if log:
                 self._quiet_until = now + self._window_seconds
             self._recent.append(now)
@@ -90,13 +91,26 @@ class OutageWatch:
             )
 
     def succeeded(self) -> None:
-        """Take note of a success; one that ends a streak which never opened the breaker ends all."""
+        """Take note of a success; it ends an outage unless the breaker is still to close."""
+        recovered: float | None = None
         with self._lock:
-            if not self._opened:
-                self._forget(keep_quiet=True)
+            if self._reset:
+                recovered = self._recover()
+            elif not self._opened:
+                self._began = None
+        self._tell_recovered(recovered)
 
     def changed(self, transition: Transition) -> None:
         """Log and signal a transition of the breaker."""
+        recovered: float | None = None
+        with self._lock:  # before any receiver, which may be killed
+            if transition.current is CircuitState.OPEN:
+                self._opened, self._reset = True, False
+            elif transition.current in (CircuitState.CLOSED, CircuitState.DISABLED):
+                if transition.reason != "operator":
+                    recovered = self._recover()
+                elif self._opened:  # an operator's word is no proof: the next success is
+                    self._opened, self._reset = False, True
         _log(transition)
         self._send(
             signals.circuit_state_changed,
@@ -106,16 +120,11 @@ class OutageWatch:
             failure_count=transition.failures,
             retry_after=transition.open_for,
         )
-        recovered: float | None = None
-        with self._lock:
-            if transition.current is CircuitState.OPEN:
-                self._opened = True
-            elif transition.current is CircuitState.CLOSED:
-                if self._opened:
-                    recovered = self.downtime
-                self._forget(keep_quiet=False)
-        if recovered is not None:
-            self._send(signals.redis_recovered, downtime=recovered)
+        self._tell_recovered(recovered)
+
+    def _tell_recovered(self, downtime: float | None) -> None:
+        if downtime is not None:
+            self._send(signals.redis_recovered, downtime=downtime)
 
     def tick(self) -> None:
         """Look at the clock: an outage that lasts is told of without any traffic."""
@@ -127,19 +136,25 @@ class OutageWatch:
             logger.error("Redis has been down for more than %d seconds", self._downtime_seconds)
             self._send(signals.downtime_extended, downtime=self.downtime)
 
+    def _begin(self, now: float) -> None:
+        self._began = now
+        # What flickers without ever opening the breaker is one story, told once.
+        if not self._recent or now - self._recent[-1] > self._window_seconds:
+            self._told.clear()
+            self._recent.clear()
+
     def _first(self, what: str) -> bool:
         first = what not in self._told
         self._told.add(what)
         return first
 
-    def _forget(self, keep_quiet: bool) -> None:
-        self._began, self._opened = None, False
-        if not keep_quiet:
-            self._told.clear()
-            self._recent.clear()
-            self._quiet_until = 0.0
-        elif self._recent and self._clock() - self._recent[-1] > self._window_seconds:
-            self._told.clear()
+    def _recover(self) -> float:
+        downtime = self.downtime
+        self._began, self._opened, self._reset = None, False, False
+        self._told.clear()
+        self._recent.clear()
+        self._quiet_until = 0.0
+        return downtime
 
 
 def _log(transition: Transition) -> None:

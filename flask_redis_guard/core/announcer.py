@@ -55,6 +55,6 @@ class Announcer(Generic[T]):
             self._callback(self._waiting.popleft())
         except Exception:
             logger.exception("A receiver of a circuit breaker transition failed")
-        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: the rest must still be told
+        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: the rest must be told
             return exc
         return None

@@ -1,7 +1,7 @@
 """The circuit breaker: who may call Redis now, and what the last calls say about it.
 
 The state machine is the classic one (Nygard, *Release It!*): closed, open, half-open, with two
-operator modes beside it. The closed state is the hot path and takes no lock: every caller shares
+operator modes beside it. The closed state is the hot path and takes no lock: all callers share
 one permit, and a success changes nothing as long as no failure is pending.
 """
 
@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 
 from flask_redis_guard.core.announcer import Announcer
+from flask_redis_guard.core.arguments import check_counts, check_numbers
+from flask_redis_guard.core.leases import Leases
 from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.core.states import CircuitState, Outcome, Permit, Refusal, Transition
 from flask_redis_guard.core.window import FailureWindow
@@ -21,17 +23,15 @@ __all__ = ["CircuitBreaker", "CircuitState", "Outcome", "Permit", "Refusal", "Tr
 #: The open time is stretched by up to this part, so that many processes do not probe in step.
 JITTER = 0.1
 
-
-def _ignore(transition: Transition) -> None:
-    """Nobody asked to be told."""
+_EVERYBODY_PASSES = (CircuitState.CLOSED, CircuitState.DISABLED)
 
 
 class CircuitBreaker:
     """Decide whether Redis may be called, from how the last calls ended.
 
     :param failure_threshold: consecutive failures that open it.
-    :param failure_rate: part of the calls within the window, 0 to 1, whose failing opens it too.
-        The window starts with the first failure: calls before it do not dilute the rate.
+    :param failure_rate: part of the calls within the window, above 0 and at most 1, whose failing
+        opens it as well. The window starts with the first failure: earlier calls do not dilute it.
     :param minimum_calls: calls the window must hold before the rate counts.
     :param window_seconds: length of that window in seconds.
     :param success_threshold: successful probes that close it.
@@ -58,35 +58,26 @@ class CircuitBreaker:
         lease_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
-        on_transition: Callable[[Transition], object] = _ignore,
+        on_transition: Callable[[Transition], object] | None = None,
     ) -> None:
-        for name, count in (
-            ("failure_threshold", failure_threshold),
-            ("minimum_calls", minimum_calls),
-            ("success_threshold", success_threshold),
-            ("half_open_permits", half_open_permits),
-        ):
-            if count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
-        for name, seconds in (
-            ("window_seconds", window_seconds),
-            ("open_seconds", open_seconds),
-            ("lease_seconds", lease_seconds),
-        ):
-            if not seconds > 0:
-                raise ValueError(f"{name} must be seconds above 0, not {seconds!r}")
-        if not 0 < failure_rate <= 1:
-            raise ValueError(f"failure_rate must be above 0 and at most 1, not {failure_rate!r}")
+        check_counts(
+            failure_threshold=failure_threshold,
+            minimum_calls=minimum_calls,
+            success_threshold=success_threshold,
+            half_open_permits=half_open_permits,
+        )
+        check_numbers(
+            window_seconds=window_seconds, open_seconds=open_seconds, lease_seconds=lease_seconds
+        )
+        check_numbers(failure_rate=failure_rate, at_most=1)
         self._failure_threshold = failure_threshold
         self._failure_rate = failure_rate
         self._minimum_calls = minimum_calls
         self._success_threshold = success_threshold
         self._open_seconds = open_seconds
-        self._half_open_permits = half_open_permits
-        self._lease_seconds = lease_seconds
         self._clock = clock
         self._random = random
-        self._announcer = Announcer(on_transition)
+        self._announcer = Announcer(on_transition or (lambda transition: None))
         self._lock = ProcessLock()
 
         self._state = CircuitState.CLOSED
@@ -98,7 +89,7 @@ class CircuitBreaker:
         self._window = FailureWindow(window_seconds)
         self._open_until = 0.0
         self._successes = 0
-        self._leases: dict[Permit, float] = {}  # half-open permits in flight, and when they expire
+        self._leases = Leases(half_open_permits, lease_seconds)
         self._reservation = 0.0
         self._reserved_until = 0.0
 
@@ -130,7 +121,7 @@ class CircuitBreaker:
             if permit.generation == self._generation:
                 if self._state is CircuitState.CLOSED:
                     self._settle_closed(outcome)
-                elif self._leases.pop(permit, 0.0) > self._clock():
+                elif self._leases.end(permit, self._clock()):
                     self._settle_probe(outcome)
         self._announcer.deliver()
 
@@ -156,14 +147,17 @@ class CircuitBreaker:
     @property
     def retry_after(self) -> float:
         """Seconds until a refused caller may try again; 0 while everybody passes."""
+        _ = self.state  # it may have changed by the mere passing of time
+        return self._wait()
+
+    @property
+    def refusing(self) -> bool:
+        """Whether users are kept out now; a half-open breaker keeps them out until a probe of the
+        background monitor went through, or the time that is reserved for it is over."""
         state = self.state
-        if state is CircuitState.OPEN:
-            return max(0.0, self._open_until - self._clock())
-        if state is CircuitState.FORCED_OPEN:
-            return self._open_seconds
         if state is CircuitState.HALF_OPEN:
-            return self._half_open_wait()
-        return 0.0
+            return self._clock() < self._reserved_until
+        return state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
 
     # -- for operators and the monitor ---------------------------------------------------------
 
@@ -186,33 +180,31 @@ class CircuitBreaker:
             themselves, so that a monitor that died wedges nothing; 0 ends the reservation.
         """
         self._reservation = seconds
-        if not seconds:
-            self._reserved_until = 0.0
+        self._reserved_until = min(self._reserved_until, self._clock() + seconds)
 
     # -- under the lock ------------------------------------------------------------------------
 
     def _decide(self, probe: bool) -> Permit | Refusal:
         self._end_open_time()
-        if self._shared is not None:
+        if self._state in _EVERYBODY_PASSES:
+            # Only a process forked within a transition finds no permit here: it makes one.
+            self._shared = self._shared or Permit(self._generation)
             return self._shared
+        permit = None
+        now = self._clock()
+        if self._state is CircuitState.HALF_OPEN and (probe or now >= self._reserved_until):
+            permit = self._leases.grant(self._generation, now)
+        return permit or Refusal(self._state, self._wait())
+
+    def _wait(self) -> float:
         now = self._clock()
         if self._state is CircuitState.OPEN:
-            return Refusal(self._state, self._open_until - now)
+            return max(0.0, self._open_until - now)
         if self._state is CircuitState.FORCED_OPEN:
-            return Refusal(self._state, self._open_seconds)
-        for permit in [p for p, expires in self._leases.items() if expires <= now]:
-            del self._leases[permit]
-        reserved = not probe and now < self._reserved_until
-        if reserved or len(self._leases) >= self._half_open_permits:
-            return Refusal(self._state, self._half_open_wait())
-        permit = Permit(self._generation)
-        self._leases[permit] = now + self._lease_seconds
-        return permit
-
-    def _half_open_wait(self) -> float:
-        now = self._clock()
-        first_free = min(list(self._leases.values()), default=now)
-        return max(0.0, first_free - now, self._reserved_until - now)
+            return self._open_seconds
+        if self._state is CircuitState.HALF_OPEN:
+            return max(0.0, self._leases.next_free(now) - now, self._reserved_until - now)
+        return 0.0
 
     def _end_open_time(self) -> None:
         if self._state is CircuitState.OPEN and self._clock() >= self._open_until:
@@ -221,9 +213,8 @@ class CircuitBreaker:
     def _settle_closed(self, outcome: Outcome) -> None:
         if outcome is Outcome.NEUTRAL:
             return
-        now = self._clock()
         failed = outcome is Outcome.FAILURE
-        calls, failures = self._window.add(now, failed)
+        calls, failures = self._window.add(self._clock(), failed)
         self._consecutive = self._consecutive + 1 if failed else 0
         self._pending = bool(failures)
         if self._consecutive >= self._failure_threshold:
@@ -247,22 +238,21 @@ class CircuitBreaker:
         self._announcer.deliver()
 
     def _enter(self, state: CircuitState, reason: str, failures: int) -> None:
+        self._shared = None  # first: whoever is forked off in the middle shall not pass unasked
         previous, self._state = self._state, state
         self._since = now = self._clock()
         self._generation += 1
         self._leases.clear()
         self._successes = 0
-        open_for = 0.0
-        if state is CircuitState.OPEN:
-            open_for = self._open_seconds * (1 + JITTER * self._random())
-            self._open_until = now + open_for
-        elif state is CircuitState.HALF_OPEN:
-            self._reserved_until = now + self._reservation if self._reservation else 0.0
+        opening = state is CircuitState.OPEN
+        open_for = self._open_seconds * (1 + JITTER * self._random()) if opening else 0.0
+        self._open_until = now + open_for
+        if state is CircuitState.HALF_OPEN:
+            self._reserved_until = now + self._reservation
         elif state is CircuitState.CLOSED:
             self._consecutive = 0
         self._pending = False
         self._window.clear()
-        everybody = state in (CircuitState.CLOSED, CircuitState.DISABLED)
-        self._shared = Permit(self._generation) if everybody else None
+        self._shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
         if previous is not state:
             self._announcer.add(Transition(previous, state, reason, failures, open_for))

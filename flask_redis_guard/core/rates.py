@@ -142,18 +142,19 @@ def parse_rates(
     :returns: at least one rate, in the order given, without repetitions.
     :raises ValueError: naming what could not be read and what is accepted.
     """
-    if isinstance(rates, Rate):
-        found = [rates]
-    elif isinstance(rates, str):
-        found = [_parse_single(part) for part in _SEPARATORS.split(rates)]
-    elif isinstance(rates, Iterable) and not isinstance(rates, (bytes, bytearray)):
+    given: object = rates
+    if isinstance(given, Rate):
+        found = [given]
+    elif isinstance(given, str):
+        found = [_parse_single(part) for part in _SEPARATORS.split(given)]
+    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
         found = []
-        for rate in rates:
+        for rate in given:
             if not isinstance(rate, (str, Rate)):
                 raise _no_rate(rate)
             found.extend(parse_rates(rate))
     else:
-        raise _no_rate(rates)
+        raise _no_rate(given)
     if not found:
         raise ValueError(f"rates: expected at least one rate, {_ACCEPTED}")
     if algorithm is not None:

@@ -76,7 +76,8 @@ def encode(subject: Subject) -> bytes:
     elif isinstance(subject, tuple):
         kind, body = b"t", b"".join(map(encode, subject))
     else:
+        found = type(subject).__name__
         raise TypeError(
-            f"a subject is text, bytes, a whole number or a tuple of these, not {type(subject).__name__}"
+            f"a subject is text, bytes, a whole number or a tuple of these, not {found}"
         )
     return b"%b%d:%b" % (kind, len(body), body)

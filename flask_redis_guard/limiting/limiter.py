@@ -58,6 +58,8 @@ class RateLimiter:
         self._server_time = server_time
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
+        #: Called with what :meth:`judge` was asked and what it decided.
+        self.on_judged: Callable[[Sequence[Charge], Sequence[Decision]], object] | None = None
         #: Stands in where a limit says ``on_outage="local"``: the same methods, no Redis.
         self.local = LocalLimiter(self.keys, processes=processes)
 
@@ -111,6 +113,12 @@ class RateLimiter:
             a charge that was not asked about then has no ``states``.
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
+        decisions = self._judge(charges)
+        if self.on_judged is not None:
+            self.on_judged(charges, decisions)
+        return decisions
+
+    def _judge(self, charges: Sequence[Charge]) -> list[Decision]:
         plan = Plan(charges, self.keys)
         if not plan.rows:
             return []
@@ -167,7 +175,7 @@ class RateLimiter:
                 self.denials.admitted(row.key, row.cost)
 
     def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows by script call: all in one, or on Cluster one for each subject, enforced ones first."""
+        """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
         if not isinstance(self._client(), RedisCluster):
             return [list(rows)]
         parts: dict[bytes, list[Row]] = {}
@@ -184,7 +192,7 @@ class RateLimiter:
         plan.take_reply(rows, reply, hit=mode == b"hit")
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
-        """On Cluster: free earlier subjects of what a request took of them that was then refused."""
+        """On Cluster: free earlier subjects of what a request took that was then refused."""
         charged = [row for row in asked if row.charged]
         try:
             self._refund(charged)

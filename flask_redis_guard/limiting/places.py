@@ -72,11 +72,11 @@ class PlaceKeeper:
 
     The thread ends with the last place. Under gevent it is a greenlet.
 
-    :param limiter: grants the leases.
+    :param limiter: gives what grants the leases.
     :param processes: how many processes share a limit while Redis is away.
     """
 
-    def __init__(self, limiter: ConcurrencyLimiter, *, processes: int = 1) -> None:
+    def __init__(self, limiter: Callable[[], ConcurrencyLimiter], *, processes: int = 1) -> None:
         self._limiter = limiter
         self._processes = processes
         self._lock = ProcessLock()
@@ -99,7 +99,7 @@ class PlaceKeeper:
         sent = time.monotonic()
         share = None
         try:
-            answer = self._limiter.acquire(place.subject, place.limit, place.seconds, place.scope)
+            answer = self._limiter().acquire(place.subject, place.limit, place.seconds, place.scope)
         except RedisUnavailable:
             if place.on_outage == "deny":
                 raise
@@ -120,7 +120,7 @@ class PlaceKeeper:
         if not self._let_go(place) or place.lease is None:
             return
         try:
-            self._limiter.release(place.lease)
+            self._limiter().release(place.lease)
         except RedisUnavailable as error:
             logger.warning("A place of a concurrency limit is free when its lease ends: %s", error)
 
@@ -175,9 +175,9 @@ class PlaceKeeper:
             return
         sent = time.monotonic()
         try:
-            if place.lease is None or not self._limiter.renew(place.lease):
+            if place.lease is None or not self._limiter().renew(place.lease):
                 # The outage was longer than the lease, or Redis lost it: it takes a place anew.
-                answer = self._limiter.acquire(
+                answer = self._limiter().acquire(
                     place.subject, place.limit, place.seconds, place.scope
                 )
                 if isinstance(answer, Decision):
@@ -193,7 +193,7 @@ class PlaceKeeper:
         place.grant(place.lease, sent)
         if place not in self._held:  # freed meanwhile, perhaps before it was taken anew
             with suppress(RedisUnavailable):
-                self._limiter.release(place.lease)
+                self._limiter().release(place.lease)
 
     def _lose(self, place: Place, error: Exception) -> None:
         if not isinstance(error, Refusal):

@@ -39,14 +39,15 @@ def script_times(server_time: Callable[[], int] | None) -> list[bytes]:
 
 
 class Script:
-    """A script made of files of this package, called by its digest.
+    """A script made of files of a package, called by its digest.
 
     :param operation: what an error says was tried.
     :param names: the files, joined in this order.
+    :param package: where they are.
     """
 
-    def __init__(self, operation: str, *names: str) -> None:
-        folder = files(__package__)
+    def __init__(self, operation: str, *names: str, package: str = __package__) -> None:
+        folder = files(package)
         self.operation = operation
         self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -54,17 +55,12 @@ class Script:
     def __call__(
         self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
     ) -> list[int]:
-        """Run it: one round trip, two where the server did not know the script.
+        """Run it, and return the whole numbers that it answers.
 
-        :param numbers: how many whole numbers it answers.
+        :param numbers: how many.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
-        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
-        if gate is None:
-            reply = guarded(self.operation, self._run, client, keys, args)
-        else:
-            call = partial(self._run, client, keys, args)
-            reply = guarded(self.operation, gate.run, "EVALSHA", call)
+        reply = self.run(client, keys, args)
         if (
             not isinstance(reply, list)
             or len(reply) != numbers
@@ -72,6 +68,17 @@ class Script:
         ):
             raise RedisUnavailable(self.operation, "rejected")
         return reply
+
+    def run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        """Run it: one round trip, two where the server did not know the script.
+
+        :raises RedisUnavailable: for every error reply.
+        """
+        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
+        if gate is None:
+            return guarded(self.operation, self._run, client, keys, args)
+        call = partial(self._run, client, keys, args)
+        return guarded(self.operation, gate.run, "EVALSHA", call)
 
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         try:

@@ -7,15 +7,25 @@ own handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked fir
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from flask import Flask, Response, has_request_context, request
+from flask import Flask, Response, has_request_context, request, request_finished
+from flask.globals import request_ctx
+from werkzeug.datastructures import Headers
+from werkzeug.http import parse_set_header
 
 from flask_redis_guard import signals
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 
+logger = logging.getLogger("flask_redis_guard")
+
 REFUSALS = (RedisUnavailable, RateLimitExceeded)
+
+#: Where a request's WSGI environment remembers that its refusal was announced.
+_ANNOUNCED = "flask_redis_guard.announced"
 
 
 def install(app: Flask) -> None:
@@ -35,24 +45,97 @@ def install(app: Flask) -> None:
         error = args[-1]
         if not isinstance(error, REFUSALS):
             return handle_user_exception(*args)
-        answer = handle_user_exception(*args)
-        announce(app, error)
-        return keep_retry_after(app.make_response(answer), error)
+        try:
+            answer = handle_user_exception(*args)
+        except REFUSALS as again:
+            if again is error:  # TRAP_HTTP_EXCEPTIONS
+                raise
+            answer = error  # the app's own handler needs Redis as well
+        response = keep_retry_after(app.make_response(answer), error)
+        announce(app, error, response)
+        return response
 
     def exception(*args: Any) -> Response:
         error = args[-1]
         if not isinstance(error, REFUSALS):
             return handle_exception(*args)
-        answer = user_exception(*args)
         try:
-            response = finalize_request(*args[:-1], answer)
-        except REFUSALS:  # the same after_request function again; the answer stands
-            response = app.make_response(answer)
-        except Exception as other:  # noqa: BLE001 - the app's own fault, for the app's own 500
+            answer = user_exception(*args)
+        except REFUSALS:
+            answer = keep_retry_after(app.make_response(error), error)
+            announce(app, error, answer)
+        except Exception as other:  # noqa: BLE001 - whatever the app's own handler raises
             return handle_exception(*args[:-1], other)
-        return keep_retry_after(response, error)
+        _without_session(app)
+        kept = getattr(error, "kept_headers", None)
+        if kept is None:
+            answer = finalize(app, partial(finalize_request, *args[:-1]), answer)
+        else:  # every after_request function has run, on the response that this one replaces
+            take_over(answer, kept)
+            request_finished.send(app, _async_wrapper=app.ensure_sync, response=answer)
+        return keep_retry_after(answer, error)
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
+
+
+def finalize(
+    app: Flask, finalize_request: Callable[[Response], Response], answer: Response
+) -> Response:
+    """Let ``after_request`` functions and the session interface see a refusal; it stands.
+
+    :param app: the app.
+    :param finalize_request: Flask's own.
+    :param answer: the refusal.
+    """
+    cookies = answer.headers.getlist("Set-Cookie")
+    try:
+        return finalize_request(answer)
+    except REFUSALS as again:  # the same function or interface once more: nothing new
+        logger.debug("Redis is still not there while a request is refused: %s", again)
+    except Exception:
+        # As Flask does while it handles an error.
+        app.logger.exception("Request finalizing failed while refusing a request")
+    # What could not be finished must not leave a cookie that claims it was.
+    answer.headers.setlist("Set-Cookie", cookies)
+    return answer
+
+
+def _without_session(app: Flask) -> None:
+    """Where no session could be opened, let none be saved, and hooks find an empty one."""
+    name = "_session" if hasattr(request_ctx, "_session") else "session"  # before Flask 3.1.3
+    if getattr(request_ctx, name) is None:
+        setattr(request_ctx, name, app.session_interface.make_null_session(app))
+
+
+def discard(response: Response, error: BaseException) -> None:
+    """Close a complete response that must not be sent, because of an error to be raised then.
+
+    What the answer is to take over is noted in the error: ``Vary``, and the CORS headers, without
+    which a script in a browser could not even see the status.
+
+    :param response: the response, streamed or not.
+    :param error: what is about to be raised.
+    """
+    try:
+        response.close()
+    except Exception:
+        logger.exception("Closing a response that is not sent failed")
+    if isinstance(error, RedisUnavailable):
+        error.kept_headers = Headers(
+            (name, value)
+            for name, value in response.headers
+            if name.lower() == "vary" or name.lower().startswith("access-control-")
+        )
+
+
+def take_over(response: Response, kept: Headers) -> Response:
+    """Add to an answer what :func:`discard` kept of the response that it replaces."""
+    for name, value in kept:
+        if name.lower() == "vary":
+            response.vary.update(parse_set_header(value))
+        elif name not in response.headers:
+            response.headers.add(name, value)
+    return response
 
 
 def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExceeded) -> Response:
@@ -62,8 +145,13 @@ def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExce
     return response
 
 
-def announce(app: Flask, error: RedisUnavailable | RateLimitExceeded) -> None:
-    """Send ``request_refused`` for a request that Redis's absence refused."""
-    if isinstance(error, RedisUnavailable):
-        endpoint = request.endpoint if has_request_context() else None
-        signals.send(signals.request_refused, app, error=error, endpoint=endpoint)
+def announce(app: Flask, error: RedisUnavailable | RateLimitExceeded, response: Response) -> None:
+    """Send ``request_refused``, once for a request that is answered with 503."""
+    if not isinstance(error, RedisUnavailable) or response.status_code != 503:
+        return
+    if has_request_context():
+        if request.environ.get(_ANNOUNCED):
+            return
+        request.environ[_ANNOUNCED] = True
+    endpoint = request.endpoint if has_request_context() else None
+    signals.send(signals.request_refused, app, error=error, endpoint=endpoint)

@@ -59,6 +59,21 @@ def subject_of(key: Key, ipv6_prefix: int) -> tuple[str, ...]:
     return (space, type(value).__name__, text)
 
 
+def subjects_named(key: Key, name: str, ipv6_prefix: int) -> list[tuple[str, ...]]:
+    """Return every subject that a name typed by an operator can mean under a key.
+
+    :param key: a limit's key.
+    :param name: an address, a user's id, a header's value, or what a callable returned.
+    :param ipv6_prefix: as for :func:`subject_of`.
+    """
+    if key is None or key == "address":
+        return [("address", counted_address(name, ipv6_prefix))]
+    space = "key" if callable(key) else key
+    if space.startswith("header:"):
+        space = f"header:{key.partition(':')[2].lower()}" if isinstance(key, str) else space
+    return [(space, kind, name) for kind in ("str", "int")]
+
+
 def client_address(ipv6_prefix: int = 64) -> str:
     """Return what the client's address is counted as.
 
@@ -68,16 +83,25 @@ def client_address(ipv6_prefix: int = 64) -> str:
     :param ipv6_prefix: the length of that network, in bits.
     """
     raw = request.remote_addr or ""
+    if not raw:
+        _warn_once(
+            current_app.extensions["redis_guard"].warned,
+            "no-address",
+            "Requests arrive without a client address (REMOTE_ADDR is empty, as behind a unix "
+            "socket): all of them share one limit. Use werkzeug's ProxyFix.",
+        )
+    return counted_address(raw, ipv6_prefix)
+
+
+def counted_address(raw: str, ipv6_prefix: int) -> str:
+    """Return what an address is counted as; anything else as it is.
+
+    :param raw: an address, perhaps with a zone.
+    :param ipv6_prefix: the length of the network that an IPv6 address is counted by.
+    """
     try:
         address = ipaddress.ip_address(raw.partition("%")[0])
     except ValueError:
-        if not raw:
-            _warn_once(
-                current_app.extensions["redis_guard"].warned,
-                "no-address",
-                "Requests arrive without a client address (REMOTE_ADDR is empty, as behind a unix "
-                "socket): all of them share one limit. Use werkzeug's ProxyFix.",
-            )
         return raw
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:

@@ -56,8 +56,7 @@ def test_what_cannot_be_worked_out_is_refused(make_app: Make, options: dict[str,
 def test_a_key_that_gives_nothing_counts_the_address(make_app: Make, nothing: Any) -> None:
     made = limited(make_app(), "2/minute", key=lambda: nothing)
     assert made.codes("/", 3) == [200, 200, 429]
-    other = {"environ_base": {"REMOTE_ADDR": "192.0.2.9"}}
-    assert made.codes("/", 1, **other) == [200]
+    assert made.codes("/", 1, environ_base={"REMOTE_ADDR": "192.0.2.9"}) == [200]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import http_sfv
 import pytest
+from http_sfv.list import List as StructuredList
 
 from flask_redis_guard import Rate, RateLimitExceeded, rate_limited
 from tests.integration.ratelimit.conftest import Made
@@ -16,7 +16,7 @@ Make = Callable[..., Made]
 
 
 def parsed(field: str) -> dict[str, dict[str, Any]]:
-    fields = http_sfv.List()
+    fields = StructuredList()
     fields.parse(field.encode())
     return {item.value: dict(item.params) for item in fields}
 

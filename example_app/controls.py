@@ -1,0 +1,42 @@
+"""What only a demo has: buttons that take Redis away, and the alerts to watch."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, abort, jsonify, request
+from flask.typing import ResponseReturnValue
+
+from example_app.alerts import AlertLog
+from example_app.embedded import EmbeddedServer
+
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
+
+def controls(server: EmbeddedServer | None, alerts: AlertLog) -> Blueprint:
+    """Return the blueprint of the page's buttons.
+
+    :param server: what they act on; without one there is nothing to take away.
+    :param alerts: what has happened.
+    """
+    blueprint = Blueprint("demo", __name__, url_prefix="/demo")
+
+    @blueprint.before_request
+    def only_from_the_page() -> None:
+        # Other sites that the visitor has open can send requests here too, but neither this
+        # header without asking first, nor (by a name of theirs) this host.
+        foreign = request.host.rpartition(":")[0] not in LOCAL and request.host not in LOCAL
+        if foreign or (request.method == "POST" and request.headers.get("X-Demo") != "1"):
+            abort(403)
+
+    @blueprint.get("/state")
+    def state() -> Response:
+        redis = "in memory" if server is None else server.state
+        return jsonify(redis=redis, alerts=alerts.latest())
+
+    @blueprint.post("/redis/<any(kill,hang,start):deed>")
+    def act(deed: str) -> ResponseReturnValue:
+        if server is None:
+            abort(409, "The demo runs on the in-memory store: there is no server to take away.")
+        getattr(server, deed)()
+        return jsonify(redis=server.state)
+
+    return blueprint

@@ -1,0 +1,164 @@
+"""Prove, step by step, that a configuration reaches a Redis which the guard can rely on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.errors import RedisUnavailable
+
+PASS, WARN, FAIL = "pass", "warn", "fail"
+
+#: Seconds by which the server's clock may differ from ours before somebody should look at it.
+CLOCK_SKEW = 2.0
+#: The oldest server that the scripts run on.
+OLDEST = (6, 0)
+
+#: What to do about a failure, by its reason.
+_REMEDIES = {
+    "timeout": "nobody answered in time; see REDIS_GUARD_TIMEOUT, the network, a hung server",
+    "connection": "nobody listens there, or the connection was cut; see REDIS_URL",
+    "authentication": "the server does not take this user and password; see REDIS_URL",
+    "handshake": "the server refused the handshake; see the database number in REDIS_URL",
+    "read-only": "this server is a read-only replica; name the primary",
+    "out-of-memory": "the server is at its maxmemory and refuses writes",
+    "misconf": "the server cannot save its snapshot to disk and refuses writes",
+    "no-replicas": "too few replicas are connected, the server refuses writes",
+    "max-clients": "the server is at its maxclients; see REDIS_GUARD_MAX_CONNECTIONS",
+    "loading": "the server is reading its data set; wait",
+    "protocol": "what answers there is no Redis",
+    "no-primary": "the sentinels name no primary",
+    "cluster-down": "the cluster does not serve all slots",
+    "rejected": "the server answered with an error, such as a missing permission (ACL)",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one step."""
+
+    step: str
+    #: ``pass``, ``warn`` or ``fail``.
+    status: str
+    text: str
+
+
+class _Step(Exception):
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+
+def diagnose(
+    gate: Gate, client: Callable[[], Any], key: str, run_scripts: Callable[[], object]
+) -> Iterator[Finding]:
+    """Go through all steps; without a connection the others are left out.
+
+    :param gate: the gate of the client. Each step is a probe: no in-memory store answers for Redis.
+    :param client: gives the client.
+    :param key: a key that may be written and deleted.
+    :param run_scripts: runs the limiter's scripts; raises if Redis does not.
+    """
+    if gate.memory_only:
+        yield Finding("connection", WARN, "REDIS_URL is memory://: there is no Redis to check")
+        return
+    steps: dict[str, Callable[[], str]] = {
+        "connection": lambda: _connection(client()),
+        "version": lambda: _version(client()),
+        "write": lambda: _write(client(), key),
+        "scripts": lambda: _scripts(run_scripts),
+        "eviction": lambda: _eviction(client()),
+        "clock": lambda: _clock(client()),
+    }
+    for step, call in steps.items():
+        finding = _run(gate, step, call)
+        yield finding
+        if step == "connection" and finding.status == FAIL:
+            return
+
+
+def _run(gate: Gate, step: str, call: Callable[[], str]) -> Finding:
+    try:
+        return Finding(step, PASS, gate.run("CHECK", call, probe=True))
+    except _Step as result:
+        return Finding(step, result.status, result.text)
+    except RedisUnavailable as error:
+        remedy = _REMEDIES.get(error.reason, "see the documentation's table of reasons")
+        return Finding(step, FAIL, f"{error.reason}: {remedy}")
+    except redis.exceptions.NoPermissionError:
+        # What is told only needs to be known; what must work fails above as "rejected".
+        status = FAIL if step in ("connection", "write") else WARN
+        return Finding(step, status, "the Redis user has no permission for this (ACL)")
+    except redis.RedisError as error:
+        return Finding(step, FAIL, f"the server answered with an error: {type(error).__name__}")
+
+
+def _connection(client: Any) -> str:
+    started = time.monotonic()
+    client.ping()
+    return f"answered in {(time.monotonic() - started) * 1000:.1f} ms"
+
+
+def _version(client: Any) -> str:
+    found = []
+    for info in _each_node(client.info("server")):
+        compatible = str(info.get("redis_version", "0"))
+        number = tuple(int(part) for part in compatible.split(".")[:2] if part.isdigit())
+        valkey = info.get("valkey_version")
+        found.append(f"Valkey {valkey}" if valkey else f"Redis {compatible}")
+        if number < OLDEST:
+            raise _Step(FAIL, f"{found[-1]} is too old; at least Redis 6 or Valkey is needed")
+    return ", ".join(sorted(set(found)))
+
+
+def _write(client: Any, key: str) -> str:
+    client.set(key, "1", ex=60)
+    if client.get(key) not in (b"1", "1"):
+        raise _Step(FAIL, "what was written could not be read back")
+    client.delete(key)
+    return "wrote, read and deleted a key"
+
+
+def _scripts(run_scripts: Callable[[], object]) -> str:
+    run_scripts()
+    return "the rate limiter's scripts run"
+
+
+def _eviction(client: Any) -> str:
+    told = "no memory limit"
+    for info in _each_node(client.info("memory")):
+        policy = str(info.get("maxmemory_policy", "unknown"))
+        if not int(info.get("maxmemory", 0)):
+            continue
+        if policy != "noeviction":
+            raise _Step(
+                FAIL,
+                f"maxmemory-policy is {policy}: a full server throws counters and sessions away, "
+                "which lifts limits and logs users out; set noeviction",
+            )
+        told = policy
+    return told
+
+
+def _clock(client: Any) -> str:
+    first, ours, second = client.time(), time.time(), client.time()
+    if isinstance(first, dict):  # on Cluster, by node
+        first, second = next(iter(first.values())), next(iter(second.values()))
+    theirs = first[0] + first[1] / 1e6
+    if second[0] + second[1] / 1e6 < theirs:
+        raise _Step(FAIL, "the server's clock runs backwards; limits rely on it")
+    skew = theirs - ours
+    if abs(skew) > CLOCK_SKEW:
+        raise _Step(WARN, f"the server's clock is {skew:+.1f} s off this machine's")
+    return f"{skew * 1000:+.0f} ms off this machine's"
+
+
+def _each_node(info: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the answer, or on Cluster the answers, to INFO."""
+    values = list(info.values())
+    return values if values and all(isinstance(value, dict) for value in values) else [info]

@@ -1,0 +1,173 @@
+"""Metrics for Prometheus; needs the extra ``prometheus``.
+
+They live in ``prometheus_client``'s default registry, beside the application's own, so that
+whatever exposes that registry exposes them, also in its multiprocess mode. No label names a client,
+a key or an endpoint's argument.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Flask
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from flask_redis_guard import signals
+from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.operation import Operation
+from flask_redis_guard.core.breaker import CircuitState, Outcome
+from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.limiting.limiter import RateLimiter
+
+#: Distinct rates that get a label of their own; rates that are computed could be without number.
+MOST_RATES = 100
+OTHER = "other"
+
+#: Seconds. A local server answers within a millisecond, the default deadline is half a second.
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+CALLS = Counter(
+    "redis_guard_calls",
+    "Operations on Redis by how they ended; the reason says why one failed.",
+    ["app", "outcome", "reason"],
+)
+SECONDS = Histogram(
+    "redis_guard_call_seconds",
+    "How long operations took that the breaker let pass.",
+    ["app"],
+    buckets=BUCKETS,
+)
+REFUSALS = Counter(
+    "redis_guard_refusals",
+    "Requests answered with 503 because Redis could not be asked.",
+    ["app", "reason"],
+)
+STATE = Gauge(
+    "redis_guard_circuit_state",
+    "How many processes have their circuit in this state.",
+    ["app", "state"],
+    multiprocess_mode="livesum",
+)
+TRANSITIONS = Counter(
+    "redis_guard_transitions",
+    "Changes of the circuit's state.",
+    ["app", "previous", "current"],
+)
+DECISIONS = Counter(
+    "redis_guard_rate_limit_decisions",
+    "Decisions on rate limits, by the rate that decided.",
+    ["app", "rate", "decision"],
+)
+DENIAL_CACHE_HITS = Counter(
+    "redis_guard_denial_cache_hits",
+    "Refusals answered from memory, without asking Redis.",
+    ["app"],
+)
+SESSION_FAILURES = Counter(
+    "redis_guard_session_failures",
+    "Reads and writes of sessions that Redis could not serve.",
+    ["app", "operation"],
+)
+
+
+class Metrics:
+    """Count what happens in one app.
+
+    :param app: the app.
+    :param gate: the gate of its client.
+    """
+
+    def __init__(self, app: Flask, gate: Gate) -> None:
+        self._app = app.name
+        self._breaker = gate.breaker
+        self._rates: set[str] = set()
+        self._pid: int | None = None
+        self._state: CircuitState | None = None
+        gate.on_finished = self._finished
+        gate.on_refused = self._refused_by_breaker
+        signals.circuit_state_changed.connect(self._changed, app)
+        signals.request_refused.connect(self._request_refused, app)
+
+    def watch_limiter(self, limiter: RateLimiter) -> None:
+        """Count the decisions of a limiter."""
+        limiter.on_judged = self._judged
+
+    def session_failed(self, operation: str) -> None:
+        """Count a session that could not be read or written.
+
+        :param operation: ``read`` or ``write``, ``delete``, ``revoke``: a constant.
+        """
+        SESSION_FAILURES.labels(self._app, operation).inc()
+
+    def scrape(self) -> tuple[bytes, str]:
+        """Return the whole registry in Prometheus's text format, and its media type.
+
+        In multiprocess mode (``PROMETHEUS_MULTIPROC_DIR``) that is the sum over all processes.
+        """
+        self._show_state()
+        registry: CollectorRegistry = REGISTRY
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def _finished(
+        self, operation: Operation, outcome: Outcome, error: BaseException | None
+    ) -> None:
+        if self._pid != os.getpid():
+            self._show_state()
+        reason = error.reason if isinstance(error, RedisUnavailable) else ""
+        CALLS.labels(self._app, outcome.value, reason).inc()
+        SECONDS.labels(self._app).observe(time.monotonic() - operation.started)
+
+    def _refused_by_breaker(self, _: str) -> None:
+        CALLS.labels(self._app, "refused", "circuit-open").inc()
+
+    def _changed(
+        self, _: Flask, *, previous: CircuitState, current: CircuitState, **__: Any
+    ) -> None:
+        TRANSITIONS.labels(self._app, previous.value, current.value).inc()
+        self._show_state()
+
+    def _request_refused(self, _: Flask, *, error: RedisUnavailable, **__: Any) -> None:
+        REFUSALS.labels(self._app, error.reason).inc()
+
+    def _show_state(self) -> None:
+        """Set this process's state; a forked process has none yet."""
+        self._pid = os.getpid()
+        current = self._breaker.state
+        for state in CircuitState:
+            STATE.labels(self._app, state.value).set(state is current)
+
+    def _judged(self, charges: Sequence[Charge], decisions: Sequence[Decision]) -> None:
+        asked = list(zip(charges, decisions, strict=True))
+        refused = any(not d.allowed and not c.shadow for c, d in asked)
+        if refused and any(d.remembered for d in decisions):
+            DENIAL_CACHE_HITS.labels(self._app).inc()
+        for charge, decision in asked:
+            if decision.allowed and refused:
+                continue  # it had room, but nothing was charged to it
+            verdict = "allowed" if decision.allowed else "shadow" if charge.shadow else "denied"
+            DECISIONS.labels(self._app, self._rate(decision), verdict).inc()
+
+    def _rate(self, decision: Decision) -> str:
+        name = decision.rate.name or str(decision.rate)
+        if name not in self._rates:
+            if len(self._rates) >= MOST_RATES:
+                return OTHER
+            self._rates.add(name)
+        return name

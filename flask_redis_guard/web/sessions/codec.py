@@ -1,0 +1,96 @@
+"""Session data as the fields of a Redis hash: one field for each key, as tagged JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from flask.sessions import session_json_serializer
+
+#: The field that marks a session and says how it is written. All others begin with ``"``.
+MARKER: Final = b"v"
+FORMAT: Final = b"1"
+
+#: A hash as it is stored, without the marker.
+Fields = dict[bytes, bytes]
+
+#: Flask's own: the same types, never pickle. A tag that an app registers with it counts here too.
+serializer = session_json_serializer
+
+
+class UnreadableError(ValueError):
+    """What is stored is no session of ours.
+
+    :param reason: ``format`` or ``payload``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be done to the fields of one session, and to no other field of it."""
+
+    set: Fields = field(default_factory=dict)
+    remove: Iterable[bytes] = ()
+    #: Whether all other fields go first, those that were never seen included.
+    wipe: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.remove or self.wipe)
+
+
+def encode(data: Mapping[str, Any]) -> Fields:
+    """Return data as fields.
+
+    :raises TypeError: for a value that Flask's own session could not hold either.
+    """
+    return {_encode_key(key): _encode_value(value) for key, value in data.items()}
+
+
+def decode(fields: Fields) -> dict[str, Any]:
+    """Return fields as data.
+
+    :raises UnreadableError: if one of them cannot be read.
+    """
+    try:
+        if not all(key.startswith(b'"') for key in fields):
+            raise ValueError("a key that is no text")
+        return {json.loads(key): serializer.loads(value.decode()) for key, value in fields.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UnreadableError("payload") from error
+
+
+def same(stored: bytes, encoded: bytes) -> bool:
+    """Tell whether two encodings mean the same value.
+
+    They can differ where whole numbers are keys, which are sorted as texts the second time, and
+    where the app's JSON provider was changed.
+    """
+    return stored == encoded or _encode_value(serializer.loads(stored.decode())) == encoded
+
+
+def unmarked(reply: list[Any]) -> Fields:
+    """Return the fields of a hash as the server listed them.
+
+    :raises UnreadableError: without the marker, or with one of another format.
+    """
+    flat = [item.encode() if isinstance(item, str) else item for item in reply]
+    fields: Fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    if fields.pop(MARKER, None) != FORMAT:
+        raise UnreadableError("format")
+    return fields
+
+
+def _encode_key(key: Any) -> bytes:
+    if not isinstance(key, str):
+        (key,) = json.loads(json.dumps({key: None}))  # as JSON has it: 1 becomes "1"
+    return json.dumps(key).encode()
+
+
+def _encode_value(value: Any) -> bytes:
+    return serializer.dumps(value).encode()

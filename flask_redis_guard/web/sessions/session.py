@@ -1,0 +1,239 @@
+"""Flask's ``session``: read on first access, written value by value at the end of the request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask.sessions import SessionMixin
+
+from flask_redis_guard.errors import GuardError, RedisUnavailable
+from flask_redis_guard.web.sessions import ids
+from flask_redis_guard.web.sessions.codec import Change, Fields, encode, same
+from flask_redis_guard.web.sessions.store import Saved, SessionStore
+
+logger = logging.getLogger("flask_redis_guard")
+
+
+class Session(SessionMixin):
+    """The session of one request.
+
+    Whatever looks into it or changes it raises ``RedisUnavailable`` where Redis cannot be asked:
+    there is never an empty session in the place of one that could not be read.
+
+    :param store: where it is kept.
+    :param cookie: what the request brought, if anything.
+    :param verify: gives the id that a cookie proves, or ``None``; called when the session is first
+        looked at.
+    :param lifetime_ms: milliseconds it lives from its last use on.
+    :param renew_on_read: whether a request that changes nothing is a use.
+    :param is_websocket: whether the request is a WebSocket's, whose session is read-only.
+    """
+
+    modified = False
+    accessed = False
+
+    def __init__(
+        self,
+        store: SessionStore,
+        cookie: str | None,
+        verify: Callable[[str], str | None],
+        *,
+        lifetime_ms: int,
+        renew_on_read: bool,
+        is_websocket: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self.cookie = cookie
+        self._verify = verify
+        self._lifetime_ms = lifetime_ms
+        self._renew_on_read = renew_on_read
+        self._is_websocket = is_websocket
+        self._data: dict[str, Any] | None = None
+        self._stored: Fields = {}
+        self._id: str | None = None
+        self._next_id: str | None = None
+        self._wiped = False
+        self._saved = self._failed = False
+        self._error: RedisUnavailable | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether anybody looked into it, so that Redis was asked if there was anything to ask."""
+        return self._data is not None
+
+    @property
+    def new(self) -> bool:  # type: ignore[override]
+        """Whether nothing is stored of it yet."""
+        self._open()
+        return self._id is None
+
+    @property
+    def sid(self) -> str:
+        """The id under which it will be stored at the end of the request, or is already."""
+        self._open()
+        if self._next_id is None:
+            if self._id is not None:
+                return self._id
+            self._next_id = ids.new_id()
+        return self._next_id
+
+    @property
+    def stored_id(self) -> str | None:
+        """The id under which it is stored; ``None`` while nothing is."""
+        return self._id
+
+    def regenerate(self) -> None:
+        """Give the session a new id when it is saved; the old one is dead from that moment on.
+
+        Call it whenever what a session may do grows, at login above all: an id that somebody
+        planted or saw before is then worth nothing.
+        """
+        self._require_writable()
+        self._next_id = ids.new_id(after=self.sid)
+        self.modified = True
+
+    def bind_user(self, user_id: ids.UserId) -> None:
+        """Make the session one of a user's, which ``guard.sessions.revoke_user`` ends.
+
+        The id changes as by :meth:`regenerate`, unless the session is that user's already.
+
+        :param user_id: the user; ``5`` and ``"5"`` are the same.
+        :raises ValueError: if it names nobody.
+        """
+        self._require_writable()
+        if not ids.is_bound(self.sid, user_id):
+            self._next_id = ids.new_id(user_id)
+            self.modified = True
+
+    def __getitem__(self, key: str) -> Any:
+        return self._open()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open())
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __repr__(self) -> str:
+        return repr(self._open())
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._require_writable()
+        self._open()[key] = value
+        self.modified = True
+
+    def __delitem__(self, key: str) -> None:
+        self._require_writable()
+        del self._open()[key]
+        self.modified = True
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return {**self._open(), **other}
+
+    def __ror__(self, other: Any) -> dict[str, Any]:
+        return {**other, **self._open()}
+
+    def __ior__(self, other: Any) -> Session:
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        """Remove everything, also what another request adds at this moment."""
+        self._require_writable()
+        self._open().clear()
+        self._wiped = self.modified = True
+
+    def copy(self) -> dict[str, Any]:
+        """Return the values as a plain ``dict``."""
+        return self._open().copy()
+
+    def save(self) -> bool:
+        """Store what changed; the session cannot be written afterwards.
+
+        :returns: whether the cookie may tell of the session as it is now.
+        :raises RedisUnavailable: unless Redis said that it is stored.
+        :raises SessionTooLarge: for more than the size limit.
+        """
+        if self._data is None or self._failed or self._is_websocket():
+            self._saved = True
+            self._warn_of_loss()
+            return False
+        if not self._saved:  # an answer to an error that came after it is saved passes here again
+            self._saved = self._failed = True
+            self._store_change(encode(self._data))
+            self._failed = False
+        return True
+
+    def _open(self) -> dict[str, Any]:
+        if self._data is not None:
+            return self._data
+        if self._error is not None:
+            raise type(self._error)(*self._error.args) from self._error
+        self.accessed = True
+        session_id = self._verify(self.cookie) if self.cookie else None
+        fields = None if session_id is None else self._fetch(session_id)
+        self._data = None if fields is None else self._store.read(fields)
+        if self._data is None or fields is None:
+            self._data = {}
+        else:
+            self._id, self._stored = session_id, fields
+        return self._data
+
+    def _fetch(self, session_id: str) -> Fields | None:
+        try:
+            return self._store.load(session_id, self._lifetime_ms if self._renew_on_read else None)
+        except RedisUnavailable as error:
+            self._error = error
+            raise
+
+    def _require_writable(self) -> None:
+        if self._saved:
+            raise GuardError(
+                "The session was saved with the response already, and this change would be lost; "
+                "in a streamed body, change the session before the streaming begins"
+            )
+        if self._is_websocket():
+            raise GuardError(
+                "The session is read-only in a WebSocket handler: the response that could carry "
+                "its cookie was sent with the handshake"
+            )
+
+    def _warn_of_loss(self) -> None:
+        """Log a change inside a value that nothing could forbid, where it cannot be saved."""
+        if self._data is not None and not self._failed and self._change_to(encode(self._data)):
+            logger.error("A change inside a session is lost: a WebSocket's is read-only")
+
+    def _change_to(self, fields: Fields) -> Change:
+        stored = self._stored
+        if self._wiped:
+            return Change(fields, wipe=True)
+        return Change(
+            {k: v for k, v in fields.items() if k not in stored or not same(stored[k], v)},
+            [k for k in stored if k not in fields],
+        )
+
+    def _store_change(self, fields: Fields) -> None:
+        change = self._change_to(fields)
+        self.modified = self.modified or bool(change)
+        session_id, self._id = self._id, None
+        result = Saved.STORED
+        if session_id is None:
+            if not fields:
+                return
+            session_id = self._next_id or ids.new_id()
+            self._store.create(session_id, fields, self._lifetime_ms)
+        elif self._wiped and not fields:
+            self._store.delete(session_id)
+            return
+        elif self._next_id is not None:
+            old, session_id = session_id, self._next_id
+            result = self._store.move(old, session_id, self._stored, change, self._lifetime_ms)
+        elif change or (self.modified and not self._renew_on_read):
+            result = self._store.change(session_id, change, self._lifetime_ms)
+        if result is Saved.ENDED:
+            # No answer may claim that the change is saved. A second try meets an empty session.
+            raise RedisUnavailable("SESSION SAVE", "session-ended")
+        self._id = session_id if result is Saved.STORED else None
+        self._next_id = None

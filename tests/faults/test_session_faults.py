@@ -1,0 +1,222 @@
+"""Every fault at every point of a request that changes its session ends in the same 503.
+
+``tests/gevent/test_session_faults.py`` runs this module once more, with greenlets for threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from flask import Flask, Response, redirect, session
+from flask.testing import FlaskClient
+
+from flask_redis_guard import RedisUnavailable, request_refused
+from tests.support import Proxy, RedisServer
+from tests.support.session_apps import session_app
+
+TIMEOUT = 0.4
+#: Two operations, and what a busy machine adds.
+BUDGET = 2 * TIMEOUT + 1.0
+#: Seconds from a view's end to the fault that meets its save on the way.
+IN_FLIGHT = 0.05
+
+
+class World:
+    """A server, a proxy before it, an app with guarded sessions, and the fault to come."""
+
+    def __init__(self, server: RedisServer, proxy: Proxy) -> None:
+        self.server, self.proxy = server, proxy
+        self.app, self.guard = session_app(
+            proxy.url,
+            REDIS_GUARD_TIMEOUT=TIMEOUT,
+            REDIS_GUARD_FAILURE_THRESHOLD=1000,  # every request shall meet the fault itself
+            REDIS_GUARD_MINIMUM_CALLS=1000,
+        )
+        self.before_save: Callable[[], object] = lambda: None
+        #: Why requests were refused.
+        self.reasons: set[str] = set()
+        _add_order(self.app, self)
+
+    def admin(self, *words: object) -> None:
+        """Tell the server something, around the proxy."""
+        with self.server.client() as plain:
+            plain.execute_command(*words)
+
+    def heal(self) -> None:
+        self.proxy.resume()
+        if not self.server.alive:
+            self.server.start()
+        self.server.resume()
+        self.admin("REPLICAOF", "NO", "ONE")
+        self.admin("CONFIG", "SET", "maxmemory", "0")
+
+
+def _add_order(app: Flask, world: World) -> None:
+    @app.post("/order")
+    def order() -> Any:
+        session["count"] += 1
+        world.before_save()
+        response = redirect("/saved")
+        response.set_cookie("remember_token", "saved")
+        response.set_etag("saved")
+        return response
+
+    @app.get("/stream")
+    def stream() -> Response:
+        session["count"] += 1
+        world.before_save()
+        return Response(iter(["saved"]))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def world(server: RedisServer) -> Iterator[World]:
+    with Proxy(server.port) as proxy:
+        world = World(server, proxy)
+        world.heal()
+        server.reset()
+
+        def refused(app: Flask, error: RedisUnavailable, endpoint: str) -> None:
+            world.reasons.add(error.reason)
+
+        with request_refused.connected_to(refused, world.app):
+            yield world
+        world.heal()
+
+
+FAULTS: dict[str, Callable[[World], object]] = {
+    "kill": lambda world: world.server.kill(),
+    "hang": lambda world: world.server.pause(),
+    "cut": lambda world: world.proxy.cut_after(3),  # in the middle of the next reply
+    "read-only": lambda world: world.admin("REPLICAOF", "127.0.0.1", "1"),
+    "out-of-memory": lambda world: world.admin("CONFIG", "SET", "maxmemory", "1"),
+}
+
+
+REASONS = {
+    "kill": "connection",
+    "hang": "timeout",
+    "cut": "connection",
+    "read-only": "read-only",
+    "out-of-memory": "out-of-memory",
+}
+
+
+def logged_in(world: World, count: int) -> list[FlaskClient]:
+    clients = [world.app.test_client() for _ in range(count)]
+    for client in clients:
+        assert client.post("/write", json={"count": 0}).status_code == 200
+        assert client.post("/order").status_code == 302  # its scripts and connections are ready
+    return clients
+
+
+def in_flight(world: World, fault: str) -> Callable[[], None]:
+    """Let the fault happen while the saves are on their way: the proxy holds them meanwhile."""
+
+    def strike() -> None:
+        if fault == "cut":
+            world.proxy.cut()
+        else:
+            FAULTS[fault](world)
+        world.proxy.resume()
+
+    def before_save() -> None:
+        world.proxy.hang()
+        threading.Timer(IN_FLIGHT, strike).start()
+
+    return before_save
+
+
+def together(count: int, act: Callable[[], Any]) -> Callable[[], object]:
+    """Wait until all are there, act once, and let all go on."""
+    return threading.Barrier(count, act, timeout=10).wait
+
+
+def assert_refused(response: Any, seconds: float) -> None:
+    assert response.status_code == 503
+    assert int(response.headers["Retry-After"]) >= 1
+    assert "saved" not in f"{response.headers}{response.text}"
+    assert not {"Set-Cookie", "Location", "ETag"} & set(response.headers.keys())
+    assert seconds < BUDGET
+
+
+@pytest.mark.parametrize("point", ["before open", "between open and save", "during save"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_change_is_refused(world: World, fault: str, point: str) -> None:
+    # A cut in the middle of a reply is one connection's.
+    clients = logged_in(world, 1 if fault == "cut" else 3)
+    if point == "before open":
+        FAULTS[fault](world)
+    elif point == "between open and save":
+        world.before_save = together(len(clients), lambda: FAULTS[fault](world))
+    else:
+        world.before_save = together(len(clients), in_flight(world, fault))
+
+    def order(client: FlaskClient) -> tuple[Any, float]:
+        started = time.monotonic()
+        return client.post("/order"), time.monotonic() - started
+
+    with ThreadPoolExecutor(len(clients)) as pool:
+        for response, seconds in pool.map(order, clients):
+            assert_refused(response, seconds)
+    # On a busy machine what was held back may have waited for too long.
+    late = {"timeout"} if point == "during save" else set()
+    assert world.reasons - late <= {REASONS[fault]}
+    assert clients[0].get("/untouched").status_code == 200
+
+    world.before_save = lambda: None
+    world.heal()
+    assert clients[0].get("/read").status_code == 200
+    if fault != "kill":  # nothing is on disk here
+        before = clients[0].get("/read").json["count"]  # type: ignore[index]
+        assert before in (1, 2)  # whether the refused one was carried out, nobody could tell
+        assert clients[0].post("/order").status_code == 302
+        assert clients[0].get("/read").json["count"] == before + 1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_streamed_answer_is_refused_before_its_first_byte(world: World, fault: str) -> None:
+    (client,) = logged_in(world, 1)
+    world.before_save = lambda: FAULTS[fault](world)
+    started = time.monotonic()
+    assert_refused(client.get("/stream"), time.monotonic() - started)
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang", "read-only"])
+def test_whoever_reads_is_refused_and_is_never_anonymous(world: World, fault: str) -> None:
+    (client,) = logged_in(world, 1)
+    FAULTS[fault](world)
+    started = time.monotonic()
+    assert_refused(client.get("/read"), time.monotonic() - started)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_logout_that_did_not_happen_is_known(world: World, fault: str) -> None:
+    (client,) = logged_in(world, 1)
+    FAULTS[fault](world)
+    response = client.post("/logout")
+    if fault == "out-of-memory":  # what frees memory is let through
+        assert (response.status_code, client.get("/read").json) == (200, {})
+    else:
+        assert_refused(response, 0)
+
+
+def test_with_the_breaker_open_it_is_refused_at_once(world: World) -> None:
+    (client,) = logged_in(world, 1)
+    with world.app.app_context():
+        world.guard.breaker.force_open()
+    started = time.monotonic()
+    assert_refused(client.post("/order"), 0)
+    assert time.monotonic() - started < TIMEOUT
+    assert client.get("/untouched").status_code == 200
+    assert client.get("/read").status_code == 503

@@ -1,0 +1,218 @@
+"""``flask redis-guard`` against real servers and a running app."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from flask import Flask
+
+from flask_redis_guard import RedisGuard
+from tests.support import GunicornApp, RedisServer, SilentServer, eventually
+
+TOKEN = "command-test-token-0123456789"
+ROOT = Path(__file__).resolve().parents[2]
+
+APP = """
+from flask import Flask
+from flask_redis_guard import RedisGuard
+
+app = Flask("shop")
+app.config.update(
+    REDIS_GUARD_FAILURE_THRESHOLD=2,
+    REDIS_GUARD_OPEN_SECONDS=0.3,
+    REDIS_GUARD_HEALTH_CHECK_INTERVAL=0.2,
+    REDIS_GUARD_HEALTH_TOKEN="command-test-token-0123456789",
+)
+guard = RedisGuard(app)
+guard.start(app)
+"""
+
+
+def run(url: str, *args: str, **config: Any) -> Result:
+    app = Flask("cli-test")
+    app.config.update(
+        REDIS_URL=url,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        REDIS_GUARD_HEALTH_TOKEN=TOKEN,
+        **config,
+    )
+    RedisGuard(app)
+    return app.test_cli_runner().invoke(args=["redis-guard", *args])
+
+
+def findings(result: Result) -> dict[str, str]:
+    lines = [json.loads(line) for line in result.output.splitlines()]
+    return {line["step"]: line["status"] for line in lines}
+
+
+# -- check -------------------------------------------------------------------------------------
+
+
+def test_check_passes(redis_server: RedisServer) -> None:
+    result = run(redis_server.url, "check", "--json")
+    assert set(findings(result).items()) == {
+        (step, "pass")
+        for step in ("connection", "version", "write", "scripts", "eviction", "clock")
+    }
+    assert result.exit_code == 0
+    with redis_server.client() as client:
+        assert client.dbsize() == 0  # it cleans up after itself
+
+
+def test_check_without_a_server_says_what_to_look_at(own_server: RedisServer) -> None:
+    own_server.kill()
+    for environment in ("production", "development"):  # no in-memory store answers for Redis
+        result = run(own_server.url, "check", ENVIRONMENT=environment)
+        assert result.exit_code == 1
+        assert result.output.startswith("fail  connection  connection: nobody listens")
+
+
+def test_check_of_a_hung_server_ends() -> None:
+    with SilentServer() as silent:
+        result = run(silent.url, "check", "--json", REDIS_GUARD_TIMEOUT=0.2)
+    assert findings(result) == {"connection": "fail"}
+    assert "timeout" in result.output
+
+
+def test_check_finds_a_wrong_password_and_does_not_tell_the_right_one() -> None:
+    with RedisServer(password="correct-horse") as server:
+        assert run(server.url, "check").exit_code == 0
+        wrong = server.url.replace("correct-horse", "battery-staple")
+        result = run(wrong, "check")
+        assert result.exit_code == 1
+        assert "authentication" in result.output
+        assert "battery-staple" not in result.output
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_check_finds_a_server_that_throws_counters_away(
+    redis_server: RedisServer, policy: str
+) -> None:
+    with redis_server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+        assert run(redis_server.url, "check").exit_code == 0  # there is no limit to be reached
+        client.config_set("maxmemory", "100mb")
+    result = run(redis_server.url, "check", "--json")
+    assert result.exit_code == 1
+    assert findings(result)["eviction"] == "fail"
+    assert policy in result.output
+
+
+def test_check_finds_a_replica(own_server: RedisServer) -> None:
+    with RedisServer(options={"replicaof": f"127.0.0.1 {own_server.port}"}) as replica:
+        result = run(replica.url, "check", "--json")
+    assert findings(result)["connection"] == "pass"
+    assert findings(result)["write"] == "fail"
+    assert "read-only" in result.output
+    assert result.exit_code == 1
+
+
+def test_check_finds_missing_permissions() -> None:
+    acl = ["user default on nopass ~* &* +@all -evalsha -eval -info"]
+    with RedisServer(acl=acl) as server:
+        result = run(server.url, "check", "--json")
+        strict = run(server.url, "check", "--json", "--strict")
+    assert findings(result)["scripts"] == "fail"
+    assert findings(result)["version"] == "warn"
+    assert findings(result)["write"] == "pass"
+    assert result.exit_code == strict.exit_code == 1
+
+
+def test_check_of_the_in_memory_store_is_a_warning() -> None:
+    result = run("memory://", "check", "--json", ENVIRONMENT="testing")
+    assert (findings(result), result.exit_code) == ({"connection": "warn"}, 0)
+    assert run("memory://", "check", "--strict", ENVIRONMENT="testing").exit_code == 1
+
+
+# -- status and watch --------------------------------------------------------------------------
+
+
+def test_status_of_this_process(own_server: RedisServer) -> None:
+    result = run(own_server.url, "status", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.output)["redis"]["healthy"] is True
+    own_server.kill()
+    result = run(own_server.url, "status")
+    assert result.exit_code == 1
+    assert result.output.startswith("fail circuit closed, no answer")
+
+
+def test_status_of_nothing(redis_server: RedisServer) -> None:
+    redis_server_port = redis_server.port  # speaks, but not HTTP
+    with SilentServer() as silent:
+        silent.close()
+        for port in (silent.port, redis_server_port):
+            result = run(redis_server.url, "status", "--url", f"http://127.0.0.1:{port}")
+            assert result.exit_code == 3
+            assert result.output.startswith("unreachable")
+    result = run(redis_server.url, "status", "--url", "ftp://example.org")
+    assert result.exit_code == 2
+
+
+def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
+    with GunicornApp(APP, env={"REDIS_URL": own_server.url}) as app:
+        result = run(own_server.url, "status", "--url", app.url, "--json")
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.output)
+        assert answer["process"] != os.getpid()
+        assert answer["details"]["server_version"]  # so the token was sent
+        wrong = run(own_server.url, "status", "--url", app.url, "--json", "--token", "x" * 16)
+        assert "details" not in json.loads(wrong.output)
+        full = run(own_server.url, "status", "--url", app.url + "/api/v1/health/detailed")
+        assert full.exit_code == 0
+        assert run(own_server.url, "status", "--url", app.url + "/elsewhere").exit_code == 3
+
+        command = [sys.executable, "-m", "flask", "--app", "app_under_test", "redis-guard"]
+        with subprocess.Popen(
+            [*command, "watch", "--url", app.url, "--interval", "0.1"],
+            cwd=app.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": own_server.url}
+            | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as watching:
+            assert watching.stdout is not None
+            assert "pass circuit closed" in watching.stdout.readline()
+            own_server.kill()
+            seen = ""
+            while "fail circuit open" not in seen:  # the test's timeout ends it otherwise
+                seen = watching.stdout.readline()
+            own_server.start()
+            while "pass circuit closed" not in seen:
+                seen = watching.stdout.readline()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(10) == 0
+
+        own_server.kill()
+        eventually(
+            lambda: run(own_server.url, "status", "--url", app.url).exit_code == 1,
+            10,
+            "the status of an open circuit",
+            interval=0.2,
+        )
+
+
+def test_token_is_not_sent_where_a_redirect_leads(redis_server: RedisServer) -> None:
+    source = """
+    from flask import Flask, redirect, request
+    app = Flask(__name__)
+    @app.get("/api/v1/health/detailed")
+    def away():
+        return redirect("/elsewhere")
+    @app.get("/elsewhere")
+    def elsewhere():
+        print("followed with", request.headers.get("Authorization"), flush=True)
+        return {"status": "pass", "redis": {}}
+    """
+    with GunicornApp(source) as app:
+        result = run(redis_server.url, "status", "--url", app.url)
+        assert result.exit_code == 3
+        assert "followed" not in app.log()

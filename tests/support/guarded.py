@@ -1,0 +1,45 @@
+"""Apps with a guard, and what its gate saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+
+from flask_redis_guard import RedisGuard, RedisUnavailable
+
+#: A breaker that follows but never opens, where a test looks at single operations.
+NEVER_OPENS = {
+    "REDIS_GUARD_FAILURE_THRESHOLD": 10_000,
+    "REDIS_GUARD_MINIMUM_CALLS": 10_000,
+    "REDIS_GUARD_FAILURE_ALERT_COUNT": 10_000,
+}
+
+
+class Guarded:
+    """An app's guard without background checks, and the operations that it finished.
+
+    :param url: of the servers.
+    :param settings: more of ``REDIS_GUARD_*``.
+    """
+
+    def __init__(self, url: str, **settings: Any) -> None:
+        self.app = Flask("guarded")
+        self.app.config.update(
+            {"REDIS_URL": url, "REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0, **settings}
+        )
+        self.guard = RedisGuard(self.app)
+        self.client: Any = self.guard.client_for(self.app)
+        self.gate = self.client.gate
+        #: Name, outcome and reason of each finished operation.
+        self.finished: list[tuple[str, str, str | None]] = []
+        self.gate.on_finished = self._note
+
+    def _note(self, operation: Any, outcome: Any, error: BaseException | None) -> None:
+        reason = error.reason if isinstance(error, RedisUnavailable) else None
+        self.finished.append((operation.name, outcome.value, reason))
+
+    def close(self) -> None:
+        """Close its connections."""
+        pool = getattr(self.client, "connection_pool", self.client)
+        pool.close() if hasattr(pool, "close") else pool.disconnect()
