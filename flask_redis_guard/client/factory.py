@@ -137,7 +137,13 @@ def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedClust
         logger.info("No in-memory store stands in for a cluster, not even in development")
     options = _connection_options(settings, topology.options)
     named = set(inspect.signature(redis.RedisCluster.__init__).parameters) - {"retry"}
-    client_wide = {name: options.pop(name) for name in named & set(options)}
+    client_wide = {name: options[name] for name in named & set(options)}
+    if str(options.get("protocol")) != "3":
+        # redis-py 7 refuses to be told so where there can be none.
+        client_wide.pop("maint_notifications_config", None)
+    for name in client_wide:
+        if name != "maint_notifications_config":  # the connections' own, too
+            del options[name]
     kind = bind(NodeTLSConnection if topology.tls else NodeTCPConnection, gate)
     node_options = {
         "connection_class": kind,
