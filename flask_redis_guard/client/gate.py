@@ -73,24 +73,29 @@ class Gate:
         if self.memory_only:
             return self._run_in_memory(name, call)
         try:
-            operation = self.begin(name, probe=probe)
+            return self._run(name, call, probe, answered)
+        except RedisUnavailable:
+            if not self.in_memory or probe:
+                raise
+        return self._run_in_memory(name, call)
+
+    def _run(self, name: str, call: Callable[[], T], probe: bool, answered: bool) -> T:
+        operation = self.begin(name, probe=probe)
+        try:
             with operation:
                 if self.fault is not None:
                     self.fault(operation)
                 result = call()
         except BaseException as exc:
-            error = exc if isinstance(exc, CircuitOpen) else self.fail(operation, exc)
-            if not self._falls_back(error, probe):
-                if error is exc:
-                    raise
-                raise error from exc
+            error = self.fail(operation, exc)
+            if error is exc:
+                raise
+            raise error from exc
+        if answered:
+            self.succeed(operation, result)
         else:
-            if answered:
-                self.succeed(operation, result)
-            else:
-                self._end(operation, Outcome.NEUTRAL, None)
-            return result
-        return self._run_in_memory(name, call)
+            self._end(operation, Outcome.NEUTRAL, None)
+        return result
 
     def begin(self, name: str, *, probe: bool = False) -> Operation:
         """Start an operation that :meth:`succeed` or :meth:`fail` ends.
@@ -164,9 +169,6 @@ class Gate:
                 self._watch.succeeded()
         if self.on_finished is not None:
             self.on_finished(operation, outcome, exc)
-
-    def _falls_back(self, error: BaseException, probe: bool) -> bool:
-        return self.in_memory and not probe and isinstance(error, RedisUnavailable)
 
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
         with Operation(name, self.timeout, None):
