@@ -19,9 +19,9 @@ from flask_redis_guard import RedisUnavailable, request_refused
 from tests.support import Proxy, RedisServer
 from tests.support.session_apps import session_app
 
-TIMEOUT = 0.4
-#: Two operations, and what a busy machine adds.
-BUDGET = 2 * TIMEOUT + 1.0
+#: Seconds; short where the fault is one that has to be waited for.
+TIMEOUT = {"hang": 0.4}
+PATIENT = 1.5
 #: Seconds from a view's end to the fault that meets its save on the way.
 IN_FLIGHT = 0.05
 
@@ -29,11 +29,13 @@ IN_FLIGHT = 0.05
 class World:
     """A server, a proxy before it, an app with guarded sessions, and the fault to come."""
 
-    def __init__(self, server: RedisServer, proxy: Proxy) -> None:
+    def __init__(self, server: RedisServer, proxy: Proxy, timeout: float) -> None:
         self.server, self.proxy = server, proxy
+        #: Two operations, and what a busy machine adds.
+        self.budget = 2 * timeout + 1.0
         self.app, self.guard = session_app(
             proxy.url,
-            REDIS_GUARD_TIMEOUT=TIMEOUT,
+            REDIS_GUARD_TIMEOUT=timeout,
             REDIS_GUARD_FAILURE_THRESHOLD=1000,  # every request shall meet the fault itself
             REDIS_GUARD_MINIMUM_CALLS=1000,
         )
@@ -80,9 +82,10 @@ def server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def world(server: RedisServer) -> Iterator[World]:
+def world(server: RedisServer, request: pytest.FixtureRequest) -> Iterator[World]:
+    fault = request.node.callspec.params["fault"] if hasattr(request.node, "callspec") else ""
     with Proxy(server.port) as proxy:
-        world = World(server, proxy)
+        world = World(server, proxy, TIMEOUT.get(fault, PATIENT))
         world.heal()
         server.reset()
 
@@ -137,17 +140,24 @@ def in_flight(world: World, fault: str) -> Callable[[], None]:
     return before_save
 
 
-def together(count: int, act: Callable[[], Any]) -> Callable[[], object]:
-    """Wait until all are there, act once, and let all go on."""
-    return threading.Barrier(count, act, timeout=10).wait
+def once(act: Callable[[], object]) -> Callable[[], object]:
+    """Whoever comes first acts; nobody passes before that is done."""
+    lock, done = threading.Lock(), threading.Event()
+
+    def pass_through() -> None:
+        with lock:
+            if not done.is_set():
+                act()
+                done.set()
+
+    return pass_through
 
 
-def assert_refused(response: Any, seconds: float) -> None:
+def assert_refused(response: Any) -> None:
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) >= 1
     assert "saved" not in f"{response.headers}{response.text}"
     assert not {"Set-Cookie", "Location", "ETag"} & set(response.headers.keys())
-    assert seconds < BUDGET
 
 
 @pytest.mark.parametrize("point", ["before open", "between open and save", "during save"])
@@ -158,9 +168,9 @@ def test_a_change_is_refused(world: World, fault: str, point: str) -> None:
     if point == "before open":
         FAULTS[fault](world)
     elif point == "between open and save":
-        world.before_save = together(len(clients), lambda: FAULTS[fault](world))
+        world.before_save = once(lambda: FAULTS[fault](world))
     else:
-        world.before_save = together(len(clients), in_flight(world, fault))
+        world.before_save = once(in_flight(world, fault))
 
     def order(client: FlaskClient) -> tuple[Any, float]:
         started = time.monotonic()
@@ -168,10 +178,9 @@ def test_a_change_is_refused(world: World, fault: str, point: str) -> None:
 
     with ThreadPoolExecutor(len(clients)) as pool:
         for response, seconds in pool.map(order, clients):
-            assert_refused(response, seconds)
-    # On a busy machine what was held back may have waited for too long.
-    late = {"timeout"} if point == "during save" else set()
-    assert world.reasons - late <= {REASONS[fault]}
+            assert_refused(response)
+            assert seconds < world.budget
+    assert world.reasons == {REASONS[fault]}
     assert clients[0].get("/untouched").status_code == 200
 
     world.before_save = lambda: None
@@ -188,16 +197,14 @@ def test_a_change_is_refused(world: World, fault: str, point: str) -> None:
 def test_a_streamed_answer_is_refused_before_its_first_byte(world: World, fault: str) -> None:
     (client,) = logged_in(world, 1)
     world.before_save = lambda: FAULTS[fault](world)
-    started = time.monotonic()
-    assert_refused(client.get("/stream"), time.monotonic() - started)
+    assert_refused(client.get("/stream"))
 
 
 @pytest.mark.parametrize("fault", ["kill", "hang", "read-only"])
 def test_whoever_reads_is_refused_and_is_never_anonymous(world: World, fault: str) -> None:
     (client,) = logged_in(world, 1)
     FAULTS[fault](world)
-    started = time.monotonic()
-    assert_refused(client.get("/read"), time.monotonic() - started)
+    assert_refused(client.get("/read"))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -208,7 +215,7 @@ def test_a_logout_that_did_not_happen_is_known(world: World, fault: str) -> None
     if fault == "out-of-memory":  # what frees memory is let through
         assert (response.status_code, client.get("/read").json) == (200, {})
     else:
-        assert_refused(response, 0)
+        assert_refused(response)
 
 
 def test_with_the_breaker_open_it_is_refused_at_once(world: World) -> None:
@@ -216,7 +223,7 @@ def test_with_the_breaker_open_it_is_refused_at_once(world: World) -> None:
     with world.app.app_context():
         world.guard.breaker.force_open()
     started = time.monotonic()
-    assert_refused(client.post("/order"), 0)
-    assert time.monotonic() - started < TIMEOUT
+    assert_refused(client.post("/order"))
+    assert time.monotonic() - started < PATIENT
     assert client.get("/untouched").status_code == 200
     assert client.get("/read").status_code == 503

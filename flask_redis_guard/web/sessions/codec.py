@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Final
 
 from flask.sessions import session_json_serializer
@@ -42,6 +43,16 @@ class Change:
 
     def __bool__(self) -> bool:
         return bool(self.set or self.remove or self.wipe)
+
+
+class Saved(Enum):
+    """What the server made of a change."""
+
+    STORED = 1
+    #: Nothing was left of the session, and so it is gone.
+    EMPTIED = 2
+    #: There was no such session any more, and there is none now.
+    ENDED = 0
 
 
 def encode(data: Mapping[str, Any]) -> Fields:

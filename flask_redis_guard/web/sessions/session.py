@@ -10,8 +10,8 @@ from flask.sessions import SessionMixin
 
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.web.sessions import ids
-from flask_redis_guard.web.sessions.codec import Change, Fields, encode, same
-from flask_redis_guard.web.sessions.store import Saved, SessionStore
+from flask_redis_guard.web.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.web.sessions.store import SessionStore
 
 logger = logging.getLogger("flask_redis_guard")
 

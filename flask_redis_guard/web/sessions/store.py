@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from enum import Enum
 from typing import Any, Final
 
 from redis.cluster import RedisCluster
@@ -17,6 +16,7 @@ from flask_redis_guard.web.sessions import ids
 from flask_redis_guard.web.sessions.codec import (
     Change,
     Fields,
+    Saved,
     UnreadableError,
     decode,
     encode,
@@ -32,16 +32,6 @@ _LOAD: Final = Script("SESSION LOAD", "users.lua", "load.lua", package=__package
 _SAVE: Final = Script("SESSION SAVE", "users.lua", "save.lua", package=__package__)
 _DELETE: Final = Script("SESSION DELETE", "users.lua", "delete.lua", package=__package__)
 _REVOKE: Final = Script("SESSION REVOKE", "users.lua", "revoke.lua", package=__package__)
-
-
-class Saved(Enum):
-    """What the server made of a change."""
-
-    STORED = 1
-    #: Nothing was left of the session, and so it is gone.
-    EMPTIED = 2
-    #: There was no such session any more, and there is none now.
-    ENDED = 0
 
 
 class SessionStore:
