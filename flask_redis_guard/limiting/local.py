@@ -73,7 +73,7 @@ class _Slots:
     def wait(self, now: int, cost: int) -> int:
         excess = self._count(now) + cost - self.limit
         leaves = now
-        for leaves, count in self.slots if excess > 0 else ():
+        for leaves, count in self.slots if excess > 0 else ():  # noqa: B007 - the last one tells
             excess -= count
             if excess <= 0:
                 break

@@ -54,7 +54,7 @@ def test_promises(case: tuple[Rate, list[tuple[int, int]]]) -> None:
             return sum(c for t, c in admitted if t > clock.now - span)
 
         if rate.algorithm == "sliding-window":
-            slack = 0 if rate.limit <= 16 else Fraction(period, 16)
+            slack = Fraction(0 if rate.limit <= 16 else period, 16)
             if decision.allowed:
                 assert used(Fraction(period)) + cost <= rate.limit
             else:

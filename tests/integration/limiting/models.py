@@ -101,5 +101,9 @@ Model = LogModel | BucketModel | CalendarModel
 
 
 def model_of(rate: Rate) -> Model:
-    kinds = {"token-bucket": BucketModel, "fixed-window": CalendarModel, "sliding-window": LogModel}
+    kinds: dict[str, type[Model]] = {
+        "token-bucket": BucketModel,
+        "fixed-window": CalendarModel,
+        "sliding-window": LogModel,
+    }
     return kinds[rate.effective_algorithm](rate)

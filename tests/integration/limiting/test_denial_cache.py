@@ -46,7 +46,7 @@ def test_never_refuses_what_the_server_would_admit(
     limiter = RateLimiter(client, monotonic=lambda: clock.now / 1e6, server_time=arriving)
     truth = RateLimiter(client, denial_cache_size=0, server_time=clock)
     most = min(rate.capacity for rate in rates)
-    for pause, near, wanted, delay, reset in steps:
+    for pause, near, wanted, delay, reset in steps:  # noqa: B007 - arriving() takes it
         clock.now += pause if near is None else max(0, retry + near)
         cost = min(wanted, most)
         if reset:

@@ -276,7 +276,7 @@ def test_a_flood_asks_once_a_second(redis_server: RedisServer) -> None:
     for _ in range(50):
         decisions: list[Decision] = []
         flood = [
-            threading.Thread(target=lambda: decisions.append(limiter.hit("1/hour", "a")))
+            threading.Thread(target=lambda to=decisions: to.append(limiter.hit("1/hour", "a")))
             for _ in range(1 if time == 100.0 else 8)
         ]
         for thread in flood:
