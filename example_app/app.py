@@ -13,6 +13,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 from example_app.alerts import AlertLog
 from example_app.controls import controls
 from example_app.embedded import EmbeddedServer
+from example_app.webhook import webhook
 from flask_redis_guard import RedisGuard, rate_limited
 
 guard = RedisGuard()
@@ -36,6 +37,7 @@ def create_app(server: EmbeddedServer | None) -> Flask:
         ENVIRONMENT="production" if server else "development",
         REDIS_URL=server.url if server else "memory://",
         SESSION_COOKIE_SAMESITE="Strict",
+        REDIS_GUARD_ALERT_DELIVERY=webhook(),
     )
     guard.init_app(app)
     alerts = AlertLog(app)
