@@ -26,6 +26,7 @@ from flask_redis_guard.signals import (
 from flask_redis_guard.web.concurrency import concurrency_limited
 from flask_redis_guard.web.ratelimit import rate_limited
 from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore
+from flask_redis_guard.web.websocket import websocket_limited
 
 __all__ = [
     "CircuitBreaker",
@@ -53,4 +54,5 @@ __all__ = [
     "redis_recovered",
     "request_refused",
     "session_unreadable",
+    "websocket_limited",
 ]

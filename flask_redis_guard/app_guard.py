@@ -22,6 +22,7 @@ from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.places import PlaceKeeper
 from flask_redis_guard.web.alerts import Alerts
 from flask_redis_guard.web.cli import redis_guard_group
 from flask_redis_guard.web.health import Authorization, health_blueprint
@@ -81,6 +82,8 @@ class AppGuard:
         )
         self.gate.on_begin = self.monitor.start
         self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
+        # Made here and not on first use: two of them would each know half of the connections.
+        self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
         self._follow_signals()
         self.metrics = self._build_metrics()
         self.alerts = (
@@ -127,6 +130,7 @@ class AppGuard:
             max_bytes=self.settings.session_max_bytes,
             max_per_user=self.settings.session_max_per_user,
             on_unreadable=lambda reason: self.send(signals.session_unreadable, reason=reason),
+            on_failure=self._session_failed,
         )
 
     @property
@@ -139,11 +143,7 @@ class AppGuard:
         """Return the limits of a blueprint's requests."""
         return [limit for other, limit in self._declared.blueprints if other is blueprint]
 
-    def session_failed(self, operation: str) -> None:
-        """Count a session that Redis could not serve.
-
-        :param operation: a constant such as ``read`` or ``write``.
-        """
+    def _session_failed(self, operation: str) -> None:
         if self.metrics is not None:
             self.metrics.session_failed(operation)
 

@@ -12,7 +12,7 @@ from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.web import ratelimit, replies
+from flask_redis_guard.web import ratelimit, replies, websocket
 from flask_redis_guard.web.host import EXTENSION
 from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
 from flask_redis_guard.web.sessions import SessionStore
@@ -42,6 +42,7 @@ class RedisGuard:
         app.extensions[EXTENSION] = guard
         replies.install(app)
         ratelimit.install(app)
+        websocket.install(app)
         guard.mount()
 
     @property

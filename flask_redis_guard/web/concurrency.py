@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from flask import Response, has_request_context, request
-from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.concurrency import Lease
 from flask_redis_guard.web.host import Host, current_host
-from flask_redis_guard.web.limits import limit_failed
+from flask_redis_guard.web.limits import refusing_errors, unavailable
 from flask_redis_guard.web.subjects import Key, check_key, subject_of
 
 logger = logging.getLogger("flask_redis_guard")
@@ -87,19 +86,14 @@ def acquire(limit: int, key: Key, lease: int, on_outage: str, scope: str) -> Lea
     :raises RedisUnavailable: if it cannot be told.
     """
     host = current_host()
-    try:
+    with refusing_errors():
         subject = subject_of(key, host.settings.ipv6_prefix)
-    except (RedisUnavailable, HTTPException):
-        raise
-    except Exception as exc:
-        logger.exception("A limit could not be worked out: the request is refused")
-        raise limit_failed(exc) from exc
     try:
         answer = host.concurrency.acquire(subject, limit, lease, scope)
-    except RedisUnavailable:
+    except RedisUnavailable as exc:
         if on_outage == "allow":
             return None
-        raise
+        raise unavailable(exc)  # noqa: B904 - the same one
     if isinstance(answer, Decision):
         endpoint = request.endpoint if has_request_context() else None
         host.send(

@@ -11,6 +11,7 @@ from flask_redis_guard.config import Settings
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.places import PlaceKeeper
 from flask_redis_guard.web.limits import Limit
 
 #: Where everything that the extension keeps for an app lies in ``app.extensions``.
@@ -34,6 +35,10 @@ class Host(Protocol):
     @property
     def concurrency(self) -> ConcurrencyLimiter:
         """The app's concurrency limiter."""
+
+    @property
+    def places(self) -> PlaceKeeper:
+        """Holds the places of connections that stay open."""
 
     @property
     def app_limits(self) -> Sequence[Limit]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
@@ -19,6 +22,10 @@ Rates = str | Rate | Iterable[str | Rate] | Callable[[], Any]
 
 ON_OUTAGE = ("deny", "local", "allow")
 MARK = "__redis_guard_limits__"
+#: What a client is told, by HTTP or when its connection is closed.
+UNAVAILABLE = "Rate limiting service temporarily unavailable"
+
+logger = logging.getLogger("flask_redis_guard")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +117,25 @@ def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
         raise ConfigurationError("rates", rates, str(exc)) from None
 
 
-def limit_failed(error: Exception) -> RedisUnavailable:
-    """Return the refusal for a limit that could not be worked out: 503, never a free pass."""
-    refusal = RedisUnavailable("rate limit", "limit-failed")
-    refusal.__cause__ = error
-    return refusal
+@contextmanager
+def refusing_errors() -> Iterator[None]:
+    """Work a limit out with functions of the user: what they raise is a 503, never a free pass."""
+    try:
+        yield
+    except (RedisUnavailable, HTTPException):
+        raise
+    except Exception as exc:
+        logger.exception("A limit could not be worked out: the request is refused")
+        raise unavailable(RedisUnavailable("rate limit", "limit-failed")) from exc
 
 
-def limits_of(view: Any) -> tuple[Limit, ...]:
+def unavailable(error: RedisUnavailable) -> RedisUnavailable:
+    """Let the answer to the client name what it is that cannot be asked."""
+    error.description = UNAVAILABLE
+    return error
+
+
+def limits_of(view: Any, mark: str = MARK) -> tuple[Any, ...]:
     """Return the limits that a view or one of the functions it wraps was decorated with.
 
     ``functools.wraps`` hands the mark on. A decorator that does without leaves the view in its
@@ -125,8 +143,9 @@ def limits_of(view: Any) -> tuple[Limit, ...]:
     over a neighbour that has a limit of its own.
 
     :param view: a view function as it was registered.
+    :param mark: the attribute that a decorator leaves.
     """
-    found: dict[Limit, None] = {}
+    found: dict[Any, None] = {}
     seen: list[Any] = []
     queue = [view]
     while queue and len(seen) < 50:
@@ -134,14 +153,14 @@ def limits_of(view: Any) -> tuple[Limit, ...]:
         if any(function is other for other in seen):
             continue
         seen.append(function)
-        found.update(dict.fromkeys(getattr(function, MARK, ())))
+        found.update(dict.fromkeys(getattr(function, mark, ())))
         if isinstance(function, functools.partial):
             queue.append(function.func)
-        queue += [inner for inner in _wrapped_by(function) if callable(inner)]
+        queue += [inner for inner in _wrapped_by(function, mark) if callable(inner)]
     return tuple(found)
 
 
-def _wrapped_by(function: Any) -> Iterable[Any]:
+def _wrapped_by(function: Any, mark: str) -> Iterable[Any]:
     yield getattr(function, "__wrapped__", None)
     home = _home(function)
     for cell in getattr(function, "__closure__", None) or ():
@@ -149,7 +168,7 @@ def _wrapped_by(function: Any) -> Iterable[Any]:
             inner = cell.cell_contents
         except ValueError:  # an empty cell
             continue
-        marked = hasattr(inner, MARK) or hasattr(inner, "__wrapped__")
+        marked = hasattr(inner, mark) or hasattr(inner, "__wrapped__")
         if marked and _home(inner) != home:
             yield inner
 

@@ -5,44 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from flask import Flask, Response, current_app, has_request_context, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, request
 
-from flask_redis_guard import signals
-from flask_redis_guard.core.rates import Decision
-from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.web.enforcement import Applied, RequestLimits, enforce
 from flask_redis_guard.web.headers import rate_limit_headers
 from flask_redis_guard.web.host import Host, current_host
-from flask_redis_guard.web.limits import MARK, Limit, Rates, limit_failed, limits_of
+from flask_redis_guard.web.limits import MARK, Limit, Rates, limits_of
 from flask_redis_guard.web.subjects import warn_of_untrusted_proxy
 from flask_redis_guard.web.survey import report_weak_limits
 
 logger = logging.getLogger("flask_redis_guard")
 
 F = TypeVar("F", bound=Callable[..., Any])
-Applied = tuple[Limit, str]
-
-
-class RequestLimits:
-    """What was judged in one request, kept on the request itself."""
-
-    def __init__(self) -> None:
-        self.ahead: set[Limit] = set()
-        self.judged: list[tuple[Limit, Decision]] = []
-
-    @classmethod
-    def current(cls) -> RequestLimits | None:
-        """Return those of the current request; ``None`` outside a request."""
-        if not has_request_context():
-            return None
-        state: RequestLimits = vars(request._get_current_object()).setdefault(  # type: ignore[attr-defined]
-            "redis_guard_limits", cls()
-        )
-        return state
 
 
 def rate_limited(
@@ -118,60 +95,6 @@ def rate_limited(
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def enforce(applied: Sequence[Applied]) -> None:
-    """Judge limits in one go.
-
-    :param applied: limits, each with the scope it has where none was given.
-    :raises RateLimitExceeded: if one of them has no room; nothing was charged then.
-    :raises RedisUnavailable: if it cannot be told.
-    """
-    host = current_host()
-    try:
-        charged = [
-            (limit, limit.charge(scope, host.settings.ipv6_prefix))
-            for limit, scope in applied
-            if limit.applies()
-        ]
-    except (RedisUnavailable, HTTPException):
-        raise
-    except Exception as exc:
-        logger.exception("A limit could not be worked out: the request is refused")
-        raise limit_failed(exc) from exc
-    state = RequestLimits.current()
-    refused: list[Decision] = []
-    for limit, charge, decision in _judge(host, charged):
-        if state is not None:
-            state.judged.append((limit, decision))
-        if decision.allowed:
-            continue
-        if not limit.shadow:
-            refused.append(decision)
-        host.send(
-            signals.rate_limit_exceeded,
-            decision=decision,
-            endpoint=request.endpoint if state is not None else None,
-            scope=charge.scope,
-            shadow=limit.shadow,
-        )
-    if refused:
-        raise RateLimitExceeded(max(refused, key=lambda decision: decision.retry_after))
-
-
-def _judge(host: Host, charged: list[tuple[Limit, Charge]]) -> list[tuple[Limit, Charge, Decision]]:
-    if not charged:
-        return []
-    limiter = host.limiter
-    try:
-        decisions = limiter.judge([charge for _, charge in charged])
-    except RedisUnavailable:
-        if any(limit.on_outage == "deny" and not limit.shadow for limit, _ in charged):
-            raise
-        # All of them agreed to go on: some count in this process, the others step back.
-        charged = [pair for pair in charged if pair[0].on_outage == "local"]
-        decisions = limiter.local.judge([charge for _, charge in charged])
-    return [(*pair, decision) for pair, decision in zip(charged, decisions, strict=True)]
 
 
 def check_ahead() -> None:

@@ -1,0 +1,213 @@
+"""What connections that stay open are limited by, whatever library serves them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flask_redis_guard import signals
+from flask_redis_guard.core.rates import Rate
+from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.limiting.concurrency import MAX_CONCURRENT
+from flask_redis_guard.limiting.places import Place, Refusal
+from flask_redis_guard.web.enforcement import Charged, judge, refuse, work_out
+from flask_redis_guard.web.host import Host
+from flask_redis_guard.web.limits import (
+    UNAVAILABLE,
+    Limit,
+    Rates,
+    refusing_errors,
+    unavailable,
+)
+from flask_redis_guard.web.subjects import Key, subject_of
+
+logger = logging.getLogger("flask_redis_guard")
+
+#: Close codes of RFC 6455, section 7.4.1, and of the IANA registry that it set up.
+NORMAL, POLICY_VIOLATION, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1008, 1009, 1011, 1013
+
+
+@dataclass(frozen=True, eq=False)
+class ConnectionPolicy:
+    """The limits of one decorator; the arguments are those of ``websocket_limited``."""
+
+    connections: Limit | None
+    concurrent: int | None
+    messages: Limit | None
+    max_message_size: int | None
+    key: Key
+    on_outage: str
+    shadow: bool
+    scope: str | None
+    lease: int
+    defer: bool
+
+    @classmethod
+    def declare(
+        cls,
+        *,
+        connections: Rates | None,
+        concurrent: int | None,
+        messages: Rates | None,
+        max_message_size: int | None,
+        key: Key,
+        on_outage: str,
+        shadow: bool,
+        scope: str | None,
+        lease: int,
+        defer: bool = False,
+    ) -> ConnectionPolicy:
+        """Check the arguments as far as they can be checked before a connection.
+
+        :raises ConfigurationError: naming the argument and what it accepts.
+        """
+        shared: dict[str, Any] = {
+            "key": key,
+            "on_outage": on_outage,
+            "shadow": shadow,
+            "scope": scope,
+        }
+        # Declared in any case, so that key and on_outage are checked without any rate too.
+        rates = [
+            Limit.declare("1/minute" if given is None else given, defer=defer, **shared)
+            for given in (connections, messages)
+        ]
+        if concurrent is not None:
+            if type(concurrent) is not int or not 1 <= concurrent <= MAX_CONCURRENT:
+                accepted = f"a whole number from 1 to {MAX_CONCURRENT}, or None"
+                raise ConfigurationError("concurrent", concurrent, accepted)
+            try:
+                Rate(concurrent, lease)
+            except ValueError:
+                raise ConfigurationError("lease", lease, "a whole number of seconds") from None
+        if max_message_size is not None and (
+            type(max_message_size) is not int or max_message_size < 1
+        ):
+            raise ConfigurationError("max_message_size", max_message_size, "bytes, or None")
+        return cls(
+            connections=None if connections is None else rates[0],
+            concurrent=concurrent,
+            messages=None if messages is None else rates[1],
+            max_message_size=max_message_size,
+            key=key,
+            on_outage=on_outage,
+            shadow=shadow,
+            scope=scope,
+            lease=lease,
+            defer=defer,
+        )
+
+    def take_place(self, host: Host, scope: str, endpoint: str | None) -> Place | None:
+        """Take one of the places of the current request's subject, if they are limited.
+
+        :param scope: the scope where none was given.
+        :param endpoint: what the signals name.
+        :raises RateLimitExceeded: if all are taken.
+        :raises RedisUnavailable: if it cannot be told.
+        """
+        if self.concurrent is None:
+            return None
+        with refusing_errors():
+            subject = subject_of(self.key, host.settings.ipv6_prefix)
+        place = Place(
+            subject,
+            self.concurrent,
+            self.lease,
+            scope if self.scope is None else f"scope:{self.scope}",
+            on_outage="allow" if self.shadow else self.on_outage,
+        )
+        try:
+            refused = host.places.take(place)
+        except RedisUnavailable as error:
+            raise unavailable(error)  # noqa: B904 - the same one
+        if refused is None:
+            return place
+        host.send(
+            signals.rate_limit_exceeded,
+            decision=refused,
+            endpoint=endpoint,
+            scope=place.scope,
+            shadow=self.shadow,
+        )
+        if self.shadow:
+            return None
+        raise RateLimitExceeded(refused)
+
+
+class MessageLimits:
+    """The limits on the messages of one connection, all judged in one go.
+
+    :param host: what belongs to the app.
+    :param endpoint: what the signals name.
+    """
+
+    def __init__(self, host: Host, endpoint: str | None) -> None:
+        self._host = host
+        self._endpoint = endpoint
+        self._charged: list[Charged] = []
+        #: Bytes.
+        self.max_size: int | None = None
+
+    def add(self, policy: ConnectionPolicy, scope: str) -> None:
+        """Take over the limits of a decorator, for the subject of the current request.
+
+        :param scope: the scope where none was given.
+        :raises RedisUnavailable: if a function of the user fails.
+        """
+        if policy.messages is not None:
+            for limit, charge in work_out(self._host, [(policy.messages, scope)]):
+                # Messages never share a count with the connections of the same scope.
+                named = replace(charge, scope=f"messages:{charge.scope}")
+                self._charged.append((limit, named))
+        if policy.max_message_size is not None and not policy.shadow:
+            self.max_size = min(self.max_size or policy.max_message_size, policy.max_message_size)
+
+    def check(self) -> None:
+        """Count one message.
+
+        :raises RateLimitExceeded: if it is one too many.
+        :raises RedisUnavailable: if it cannot be told.
+        """
+        refuse(self._host, judge(self._host, self._charged), self._endpoint)
+
+
+def announce_lost(host: Host, place: Place, error: Refusal, endpoint: str | None) -> None:
+    """Send the signal of a connection that loses its place."""
+    if isinstance(error, RateLimitExceeded):
+        host.send(
+            signals.rate_limit_exceeded,
+            decision=error.decision,
+            endpoint=endpoint,
+            scope=place.scope,
+            shadow=False,
+        )
+    else:
+        announce_outage(host, error, endpoint)
+
+
+def announce_outage(host: Host, error: Refusal, endpoint: str | None) -> None:
+    """Send ``request_refused`` where Redis's absence closes a connection."""
+    if isinstance(error, RedisUnavailable):
+        host.send(signals.request_refused, error=error, endpoint=endpoint)
+
+
+def closing(error: Refusal) -> tuple[int, str]:
+    """Return the close code and the reason that the client is told."""
+    if isinstance(error, RedisUnavailable):
+        return TRY_AGAIN_LATER, UNAVAILABLE
+    return POLICY_VIOLATION, f"Rate limit exceeded: try again in {error.retry_after} s"
+
+
+def warn_of_early_upgrade(host: Host) -> None:
+    """Warn once where a library may upgrade connections before the app is asked."""
+    if "gevent-websocket" in host.warned:
+        return
+    host.warned.add("gevent-websocket")
+    if importlib.util.find_spec("geventwebsocket") is not None:
+        logger.warning(
+            "gevent-websocket is installed: its handler upgrades a connection before the app is "
+            "asked, so that a refused client sees a closed WebSocket and no 429 or 503. Uninstall "
+            "it: flask-sock and Flask-SocketIO (async_mode='threading') work under gevent without."
+        )

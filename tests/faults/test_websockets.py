@@ -1,0 +1,158 @@
+"""WebSockets while Redis is killed or hung, and while their worker is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import GunicornApp, RedisServer, eventually
+from tests.support.websockets import (
+    UNAVAILABLE,
+    Client,
+    Closed,
+    PywsgiApp,
+    Refused,
+    SockClient,
+    SocketIOClient,
+    serve,
+)
+
+#: Seconds: the deadline of an operation, and what this machine may take on top of it.
+TIMEOUT, SLACK = 0.5, 2.0
+#: The lease of the handlers "guarded": a connection is told before it is over.
+LEASE = 2.0
+SETTINGS = {
+    "REDIS_GUARD_TIMEOUT": str(TIMEOUT),
+    "REDIS_GUARD_OPEN_SECONDS": "0.5",
+    "REDIS_GUARD_HEALTH_CHECK_INTERVAL": "0.25",
+}
+
+
+def refusal(app: GunicornApp | PywsgiApp, client: type[Client]) -> Refused:
+    """Try to connect, which must not succeed, and return what was said."""
+    with pytest.raises(Refused) as refused:
+        client(app.url, "guarded", "somebody")
+    return refused.value
+
+
+def end_of(connection: Client, within: float) -> Closed:
+    """Wait for the end of a connection, with no message before, and return what was said."""
+    connection.ws.settimeout(within)
+    with pytest.raises(Closed) as closed:
+        connection.receive()
+    connection.close()
+    return closed.value
+
+
+def nothing_left(app: GunicornApp | PywsgiApp) -> bool:
+    """Tell whether neither a place nor a thread or greenlet of a connection is left."""
+    state = app.get().json()
+    threads = [name for name in state["threads"] if "_service_task" not in name]
+    return not threads and state["places"] == 0
+
+
+def works(app: GunicornApp | PywsgiApp, client: type[Client]) -> bool:
+    """Tell whether a connection is admitted and a message comes back."""
+    try:
+        connection = client(app.url, "guarded", "somebody")
+    except Refused:
+        return False
+    try:
+        connection.send("hello")
+        return connection.receive() == "hello"
+    except Closed:
+        return False
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "client"),
+    [("pywsgi", SockClient), ("gthread", SockClient), ("gevent", SocketIOClient)],
+)
+def test_outage_closes_what_is_open_and_refuses_what_is_new(
+    kind: str, client: type[Client], own_server: RedisServer
+) -> None:
+    unavailable = 503 if client is SockClient else 1013
+    faults: list[tuple[Callable[[], None], Callable[[], None]]] = [
+        (own_server.kill, lambda: own_server.restart()),
+        (own_server.pause, own_server.resume),
+    ]
+    with serve(kind, own_server.url, **SETTINGS) as app:
+        for fail, repair in faults:
+            eventually(lambda: works(app, client), 15, "service")
+            idle = [client(app.url, "guarded", "somebody") for _ in range(3)]
+            sending = client(app.url, "guarded", "somebody")
+            sending.send("before")
+            assert sending.receive() == "before"
+
+            fail()
+            failed = time.monotonic()
+            sending.send("during")
+            said = end_of(sending, TIMEOUT + SLACK)
+            assert (said.code, said.reason) == (1013, UNAVAILABLE)
+            refused = refusal(app, client)
+            assert refused.code == unavailable
+            assert UNAVAILABLE in refused.reason
+            if client is SockClient:
+                assert int(refused.headers["retry-after"]) >= 1
+            for connection in idle:
+                said = end_of(connection, LEASE + TIMEOUT + SLACK)
+                assert (said.code, said.reason) == (1013, UNAVAILABLE)
+            assert time.monotonic() - failed < LEASE + TIMEOUT + SLACK
+            eventually(lambda: nothing_left(app), 5, f"nothing is left: {app.get().json()}")
+
+            repair()
+            eventually(lambda: works(app, client), 15, "service resumes")
+        eventually(lambda: nothing_left(app), 5, f"nothing is left: {app.get().json()}")
+
+
+def test_outage_shorter_than_the_lease_disturbs_nobody_who_is_silent(
+    own_server: RedisServer,
+) -> None:
+    with serve("pywsgi", own_server.url, **SETTINGS) as app:
+        connection = SockClient(app.url, "few", "somebody")  # its lease is 4 seconds
+        own_server.kill()
+        own_server.start()  # without its data: the place is taken anew
+        counted = own_server.client()
+        eventually(lambda: counted.keys("guard:*"), 5, "the place is counted again")
+        counted.close()
+        eventually(lambda: works(app, SockClient), 10, "service")
+        connection.send("still here")
+        assert connection.receive() == "still here"
+        connection.close()
+
+
+def test_places_of_a_killed_worker_are_free_within_the_lease(redis_server: RedisServer) -> None:
+    with serve("gevent", redis_server.url) as app:
+        connections = [SockClient(app.url, "few", "somebody") for _ in range(5)]
+        with pytest.raises(Refused):
+            SockClient(app.url, "few", "somebody")
+        worker = app.get().json()["pid"]
+        os.kill(worker, signal.SIGKILL)
+        killed = time.monotonic()
+
+        refused: list[int] = []
+
+        def again() -> SockClient | None:
+            try:
+                return SockClient(app.url, "few", "somebody")
+            except Refused as refusal:
+                refused.append(refusal.code)
+            except OSError:  # the next worker is not there yet
+                pass
+            return None
+
+        connection = eventually(again, 15, "the user can connect again", interval=0.1)
+        assert connection is not None
+        assert time.monotonic() - killed < 4 + SLACK  # the lease of "few"
+        assert app.get().json()["pid"] != worker
+        assert refused
+        assert set(refused) == {429}  # the dead worker's places counted as long as their leases
+        for gone in connections:
+            gone.ws.shutdown()  # type: ignore[no-untyped-call]
+        connection.close()

@@ -1,0 +1,475 @@
+"""What ``@websocket_limited`` promises beside its numbers, in an app of the test's own process."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simple_websocket
+import websocket
+from flask import Flask, abort, g, request
+from flask_sock import Sock
+from flask_socketio import SocketIO
+from werkzeug.serving import make_server
+
+from flask_redis_guard import (
+    ConfigurationError,
+    RedisGuard,
+    rate_limit_exceeded,
+    request_refused,
+    websocket_limited,
+)
+from flask_redis_guard.web.socketio import SocketIOLimits
+from tests.support import RedisServer, eventually
+from tests.support.ports import PortLease
+from tests.support.websockets import UNAVAILABLE, Closed, Refused, SockClient, SocketIOClient
+
+Serve = Callable[[Flask], str]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Run an app in threads of this process; returns its URL."""
+    with contextlib.ExitStack() as stack:
+
+        def run(app: Flask) -> str:
+            server = make_server("127.0.0.1", 0, app, threaded=True)
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(server.server_close)
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            stack.callback(places_of(app).__len__)
+            return f"http://127.0.0.1:{server.port}"
+
+        yield run
+
+
+def places_of(app: Flask) -> Any:
+    return app.extensions["redis_guard"].places
+
+
+def echo_app(url: str, *decorators: Any, **config: Any) -> Flask:
+    """An app with one WebSocket at ``/echo``, decorated from the bottom up."""
+    app = Flask("tests.echo")
+    app.config.update(REDIS_URL=url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0, **config)
+    RedisGuard(app)
+
+    def echo(ws: Any) -> None:
+        while True:
+            ws.send(ws.receive())
+
+    for decorator in decorators:
+        echo = decorator(echo)
+    Sock(app).route("/echo")(echo)
+    return app
+
+
+def user() -> str:
+    return request.args["user"]
+
+
+def said(client: SockClient, text: str) -> str:
+    client.send(text)
+    return client.receive()
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """A URL where no server answers."""
+    lease = PortLease()
+    yield f"redis://127.0.0.1:{lease.port}/0"
+    lease.release()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"connections": "often"},
+        {"messages": "5/fortnight"},
+        {"concurrent": 0},
+        {"concurrent": True},
+        {"concurrent": 5, "lease": 0},
+        {"max_message_size": 0},
+        {"key": "nobody"},
+        {"on_outage": "hope"},
+    ],
+    ids=str,
+)
+def test_argument_that_cannot_be_honoured_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        websocket_limited(**options)
+    with pytest.raises(ConfigurationError):
+        SocketIOLimits(**options)
+
+
+def test_app_limits_count_connections_too(redis_server: RedisServer, serve: Serve) -> None:
+    app = echo_app(
+        redis_server.url,
+        websocket_limited(connections="10/minute"),
+        REDIS_GUARD_DEFAULT_LIMITS="1/minute",
+    )
+    url = serve(app)
+    SockClient(url, "echo", "a").close()
+    for _ in range(3):
+        with pytest.raises(Refused, match="1/minute"):
+            SockClient(url, "echo", "a")
+    # One call for both limits each time; a refusal is remembered.
+    assert redis_server.calls("evalsha") == 2
+
+
+def test_several_decorators_limit_several_subjects_at_one_call_a_message(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(
+        redis_server.url,
+        websocket_limited(messages="3/minute", key=user),
+        websocket_limited(messages="5/minute", max_message_size=10),
+    )
+    url = serve(app)
+    first, second = SockClient(url, "echo", "first"), SockClient(url, "echo", "second")
+    before = redis_server.calls("evalsha")
+    assert [said(first, "x") for _ in range(3)] == ["x"] * 3
+    with pytest.raises(Closed, match=r"1008"):  # the user's
+        said(first, "x")
+    assert [said(second, "x") for _ in range(2)] == ["x"] * 2
+    with pytest.raises(Closed, match=r"1008"):  # the address's
+        said(second, "x")
+    assert redis_server.calls("evalsha") - before == 7
+    first.close()
+    second.close()
+
+
+def test_place_of_a_connection_that_another_hook_refuses_is_free_again(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1))
+
+    @app.before_request
+    def authenticate() -> None:
+        if request.args["user"] == "stranger":
+            abort(403)
+
+    url = serve(app)
+    for _ in range(3):
+        with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
+            websocket.create_connection(f"{url.replace('http', 'ws')}/echo?user=stranger")
+    client = SockClient(url, "echo", "friend")
+    assert said(client, "x") == "x"
+    client.close()
+
+
+def test_deferred_checks_see_what_hooks_found_out_and_close_after_the_upgrade(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(
+        redis_server.url,
+        websocket_limited(connections="2/minute", concurrent=1, key=lambda: g.user, defer=True),
+    )
+
+    @app.before_request
+    def authenticate() -> None:
+        g.user = request.args["user"]
+
+    url = serve(app)
+    first = SockClient(url, "echo", "a")
+    assert said(first, "x") == "x"
+    second = SockClient(url, "echo", "a")
+    with pytest.raises(Closed, match="1008"):
+        second.receive()
+    other = SockClient(url, "echo", "b")
+    assert said(other, "x") == "x"
+    for client in (first, second, other):
+        client.close()
+
+
+def test_failing_key_refuses(redis_server: RedisServer, serve: Serve) -> None:
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1, key=lambda: 1 // 0))
+    with pytest.raises(Refused, match=UNAVAILABLE) as refused:
+        SockClient(serve(app), "echo", "a")
+    assert refused.value.code == 503
+
+
+def test_shadow_counts_and_announces_but_refuses_nothing(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(
+        redis_server.url,
+        websocket_limited(
+            connections="1/minute",
+            concurrent=1,
+            messages="1/minute",
+            max_message_size=1,
+            shadow=True,
+        ),
+    )
+    heard: list[tuple[str, bool]] = []
+
+    def listen(_: Flask, decision: Any, scope: str, shadow: bool, **event: Any) -> None:
+        heard.append((str(decision.rate), shadow))
+
+    url = serve(app)
+    with rate_limit_exceeded.connected_to(listen, app):
+        clients = [SockClient(url, "echo", "a") for _ in range(2)]
+        assert [said(client, "large") for client in clients] == ["large"] * 2
+    assert len(heard) == 3
+    assert all(shadow for _, shadow in heard)
+    for client in clients:
+        client.close()
+
+
+def test_signals_tell_limits_from_outages(own_server: RedisServer, serve: Serve) -> None:
+    app = echo_app(own_server.url, websocket_limited(messages="1/minute", key=user))
+    exceeded: list[Any] = []
+    refused: list[Any] = []
+
+    def limit(_: Flask, **event: Any) -> None:
+        exceeded.append(event)
+
+    def outage(_: Flask, **event: Any) -> None:
+        refused.append(event)
+
+    url = serve(app)
+    with rate_limit_exceeded.connected_to(limit, app), request_refused.connected_to(outage, app):
+        client = SockClient(url, "echo", "a")
+        said(client, "x")
+        with pytest.raises(Closed, match="1008"):
+            said(client, "x")
+        assert [(e["endpoint"], e["shadow"]) for e in exceeded] == [("echo", False)]
+        assert refused == []
+        other = SockClient(url, "echo", "b")
+        own_server.kill()
+        with pytest.raises(Closed, match="1013"):
+            said(other, "x")
+    assert [e["endpoint"] for e in refused] == ["echo"]
+    assert len(exceeded) == 1
+    client.close()
+    other.close()
+
+
+@pytest.mark.parametrize(("on_outage", "admitted"), [("allow", 4), ("local", 2)])
+def test_on_outage_counts_in_this_process_or_not_at_all(
+    nowhere: str, serve: Serve, on_outage: str, admitted: int
+) -> None:
+    app = echo_app(
+        nowhere,
+        websocket_limited(concurrent=4, messages="4/minute", on_outage=on_outage),
+        REDIS_GUARD_PROCESSES=2,
+    )
+    url = serve(app)
+    clients = [SockClient(url, "echo", "a") for _ in range(admitted)]
+    if on_outage == "local":
+        with pytest.raises(Refused):
+            SockClient(url, "echo", "a")
+        assert [said(clients[0], "x") for _ in range(2)] == ["x"] * 2
+        with pytest.raises(Closed, match="1008"):
+            said(clients[0], "x")
+    else:
+        assert [said(clients[0], "x") for _ in range(6)] == ["x"] * 6
+    for client in clients:
+        client.close()
+    eventually(lambda: len(places_of(app)) == 0, 5, "the places are freed")
+
+
+def test_place_taken_without_redis_counts_there_once_it_is_back(
+    own_server: RedisServer, serve: Serve
+) -> None:
+    own_server.kill()
+    app = echo_app(
+        own_server.url,
+        websocket_limited(concurrent=1, on_outage="allow", lease=1),
+        REDIS_GUARD_OPEN_SECONDS=0.2,
+    )
+    url = serve(app)
+    clients = [SockClient(url, "echo", "a") for _ in range(2)]
+    own_server.start()
+    eventually(lambda: len(places_of(app)) == 1, 5, "one of them is closed")
+    ended = []
+    for client in clients:
+        try:
+            said(client, "x")
+        except Closed as closed:
+            ended.append(closed.code)
+        client.close()
+    assert ended == [1008]
+
+
+def test_lost_place_that_another_has_taken_closes_the_connection(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1, key=user, lease=2))
+    url = serve(app)
+    first = SockClient(url, "echo", "a")
+    with redis_server.client() as client:
+        client.flushall()
+    second = SockClient(url, "echo", "a")
+    with pytest.raises(Closed, match="1008"):
+        first.receive()
+    assert said(second, "x") == "x"
+    first.close()
+    second.close()
+
+
+def test_development_counts_in_the_in_memory_store(nowhere: str, serve: Serve) -> None:
+    app = echo_app(
+        nowhere,
+        websocket_limited(concurrent=1, messages="1/minute"),
+        ENVIRONMENT="development",
+    )
+    url = serve(app)
+    client = SockClient(url, "echo", "a")
+    with pytest.raises(Refused) as refused:
+        SockClient(url, "echo", "a")
+    assert refused.value.code == 429
+    assert said(client, "x") == "x"
+    with pytest.raises(Closed, match="1008"):
+        said(client, "x")
+    client.close()
+
+
+def test_connection_is_otherwise_as_it_was(redis_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.untouched")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    guard = RedisGuard(app)
+    seen: list[Any] = []
+    ended = threading.Event()
+
+    @Sock(app).route("/echo")  # type: ignore[untyped-decorator]
+    @websocket_limited(messages="10/minute")
+    def handler(ws: Any) -> None:
+        seen.append((ws.receive(timeout=0), ws.receive(timeout=0.05), ws.connected, ws.mode))
+        ws.send(b"bytes")
+        seen.append(ws.receive())
+        try:
+            ws.close(4000, "done")
+            ws.receive()
+        except simple_websocket.ConnectionClosed:
+            ended.set()
+            raise
+
+    client = SockClient(serve(app), "echo", "a")
+    assert client.ws.recv_data() == (websocket.ABNF.OPCODE_BINARY, b"bytes")
+    client.ws.send_binary(b"answer")
+    with pytest.raises(Closed, match="4000"):
+        client.receive()
+    assert seen == [(None, None, True, "werkzeug"), b"answer"]
+    assert redis_server.calls("evalsha") == 1  # nothing for having waited
+    assert ended.wait(5)
+    client.close()
+    assert guard is not None
+
+
+def test_refusal_raised_by_the_handler_closes_with_its_code(
+    own_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.calls")
+    app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    guard = RedisGuard(app)
+
+    @Sock(app).route("/echo")  # type: ignore[untyped-decorator]
+    @websocket_limited(max_message_size=10)
+    def handler(ws: Any) -> None:
+        ws.receive()
+        guard.client.get("key")
+
+    client = SockClient(serve(app), "echo", "a")
+    own_server.kill()
+    with pytest.raises(Closed, match="1013"):
+        said(client, "x")
+    client.close()
+
+
+def test_client_that_answers_nothing_leaves_nothing_behind(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1, messages="1/minute"))
+    url = serve(app)
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+        key = base64.b64encode(os.urandom(16)).decode()
+        client.sendall(
+            f"GET /echo?user=a HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        assert b"101" in client.recv(1000)
+        mask = b"\0\0\0\0"
+        client.sendall((b"\x81\x81" + mask + b"x") * 1000)  # and never a close frame
+        eventually(lambda: len(places_of(app)) == 0, 10, "the place is freed")
+        eventually(lambda: threading.active_count() <= before, 10, "no thread is left")
+
+
+def test_frame_too_large_for_memory_is_not_collected(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(redis_server.url, websocket_limited(max_message_size=1000))
+    client = SockClient(serve(app), "echo", "a")
+    # The header of one gigabyte, and a few kilobytes of it.
+    assert client.ws.sock is not None
+    client.ws.sock.sendall(b"\x82\xff" + (2**30).to_bytes(8, "big") + b"\0\0\0\0" + b"x" * 5000)
+    with pytest.raises(Closed, match="1009"):
+        client.receive()
+    client.close()
+
+
+def test_gevent_websocket_is_warned_of_once(
+    redis_server: RedisServer,
+    serve: Serve,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "geventwebsocket").mkdir()
+    (tmp_path / "geventwebsocket" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "geventwebsocket" not in sys.modules
+    url = serve(echo_app(redis_server.url, websocket_limited(concurrent=5)))
+    with caplog.at_level(logging.WARNING, "flask_redis_guard"):
+        for _ in range(2):
+            SockClient(url, "echo", "a").close()
+    assert sum("gevent-websocket is installed" in line for line in caplog.messages) == 1
+
+
+def test_socketio_frees_places_however_a_connection_ends(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.socketio")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    limits = SocketIOLimits(connections="6/minute", concurrent=1)
+    calls: list[str] = []
+
+    @socketio.on("connect", namespace="/few")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> bool:  # without the argument: Flask-SocketIO tries twice
+        calls.append(request.args["user"])
+        return request.args["user"] != "stranger"
+
+    url = serve(app)
+    with pytest.raises(Refused):
+        SocketIOClient(url, "few", "stranger")
+    client = SocketIOClient(url, "few", "friend")
+    with pytest.raises(Refused, match="Rate limit exceeded"):
+        SocketIOClient(url, "few", "friend")
+    client.ws.send("41/few,")  # a goodbye of the namespace alone
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
+    client.close()
+    client = SocketIOClient(url, "few", "friend")
+    client.close()
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
+    assert calls == ["stranger", "friend", "friend"]
+    SocketIOClient(url, "few", "friend").close()
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
+    SocketIOClient(url, "few", "friend").close()  # the sixth: none was counted twice
+    with pytest.raises(Refused, match="Rate limit exceeded"):
+        SocketIOClient(url, "few", "friend")
