@@ -39,7 +39,7 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 demo: $(VENV)/.demo
-	PORT=$(PORT) $(BIN)/python -m example_app
+	@PORT=$(PORT) exec $(BIN)/python -m example_app
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/promtool $(PYTEST_ARGS)
