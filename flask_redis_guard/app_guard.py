@@ -130,6 +130,7 @@ class AppGuard:
             max_bytes=self.settings.session_max_bytes,
             max_per_user=self.settings.session_max_per_user,
             on_unreadable=lambda reason: self.send(signals.session_unreadable, reason=reason),
+            on_failure=self._session_failed,
         )
 
     @property
@@ -142,11 +143,7 @@ class AppGuard:
         """Return the limits of a blueprint's requests."""
         return [limit for other, limit in self._declared.blueprints if other is blueprint]
 
-    def session_failed(self, operation: str) -> None:
-        """Count a session that Redis could not serve.
-
-        :param operation: a constant such as ``read`` or ``write``.
-        """
+    def _session_failed(self, operation: str) -> None:
         if self.metrics is not None:
             self.metrics.session_failed(operation)
 

@@ -130,7 +130,7 @@ def _read(key: str, value: Any, option: Field[Any]) -> Any:
 
 def _shown(key: str, value: Any, *, harmless: bool) -> object:
     """Return what an error may show of a value: no secret, however misplaced."""
-    if isinstance(value, (int, float, type(None))):
+    if value is None or (harmless and isinstance(value, (int, float))):
         return value
     if not isinstance(value, str):
         return f"<{type(value).__name__}>"

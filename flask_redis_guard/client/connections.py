@@ -110,9 +110,12 @@ class GuardedConnection:
     def socket_connect_timeout(self, seconds: float | None) -> None:
         self._socket_connect_timeout = seconds
 
-    def _remaining(self) -> float:
+    def _left(self) -> float:
         operation = self.operation()
-        left = self.gate.timeout if operation is None else operation.remaining()
+        return self.gate.timeout if operation is None else operation.remaining()
+
+    def _remaining(self) -> float:
+        left = self._left()
         if left <= 0:
             raise TimeoutError("the operation's deadline has passed")
         return left
@@ -241,7 +244,12 @@ class TLSConnection(GuardedConnection, SSLConnection):
     def _wrap_socket_with_ssl(self, sock: Any) -> Any:
         # Reading the certificates takes its time, too: what is left for the handshake is known
         # only when that is done.
-        return super()._wrap_socket_with_ssl(timed(sock, self._remaining))
+        sock = timed(sock, self._left)
+        try:
+            return super()._wrap_socket_with_ssl(sock)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):

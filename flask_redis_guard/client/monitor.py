@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError
 
+from flask_redis_guard.client.advice import advise
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.core.breaker import CircuitState
@@ -63,6 +64,7 @@ class Monitor:
         self._asking = ProcessLock()
         self._in_flight: tuple[int, threading.Event] | None = None
         self._last: Check | None = None
+        self._advised: int | None = None
         #: Called with the result of each check.
         self.on_checked: Callable[[Check], object] | None = None
 
@@ -172,6 +174,9 @@ class Monitor:
         breaker = self._gate.breaker
         kept_out = breaker.state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
         healthy = not kept_out and self.check().healthy
+        if healthy and self._advised != os.getpid():
+            self._advised = os.getpid()
+            advise(self._client(), self._gate.timeout)
         # What needs two successes shall not wait for another interval.
         while healthy and breaker.state is CircuitState.HALF_OPEN and not stop.is_set():
             healthy = self.check().healthy

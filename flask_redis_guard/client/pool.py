@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,13 @@ from redis.connection import ConnectionPool
 
 from flask_redis_guard.client.connections import GuardedConnection
 from flask_redis_guard.client.operation import current
+from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
+
+logger = logging.getLogger("flask_redis_guard")
 
 #: redis-py before 5.3 insists on a command's name, later versions warn about one.
 _NAMED = (
@@ -38,6 +43,7 @@ class GuardedPool(ConnectionPool):
     def __init__(self, gate: Gate, memory: Any = None, **connection_options: Any) -> None:
         self.gate = gate
         self._memory = memory
+        self._resetting = ProcessLock()
         super().__init__(**connection_options)
 
     def reset(self) -> None:
@@ -46,10 +52,16 @@ class GuardedPool(ConnectionPool):
         # Not all versions make their locks here; one that a thread of the parent process held
         # while it forked, or that was made before gevent patched threads, would never be free.
         self._lock = threading.RLock()
-        self._fork_lock = threading.RLock()
         self._freed = threading.Condition()
         self._waiting = 0
         super().reset()
+
+    def _checkpid(self) -> None:
+        # redis-py's own waits for a lock that a thread of the parent process may have held.
+        if self.pid != os.getpid():
+            with self._resetting:
+                if self.pid != os.getpid():
+                    self.reset()
 
     @property
     def in_use(self) -> int:
@@ -124,7 +136,12 @@ class GuardedPool(ConnectionPool):
 
     def _checked_out(self, command_name: Any) -> Any:
         if self._lock_class is not threading.Lock:
-            self.reset()  # gevent patched since: the locks would stop all greenlets at once
+            if self._created_connections:
+                logger.warning(
+                    "gevent patched sockets after connections to Redis had been made, which are "
+                    "dropped now. Call monkey.patch_all() before anything else is imported."
+                )
+            self.reset()  # the old locks would stop all greenlets at once
         while True:
             try:
                 connection: Any = super().get_connection(*self._words(command_name))

@@ -100,7 +100,8 @@ class _TimedSocket(socket.socket):
     remaining: Callable[[], float]
 
     def gettimeout(self) -> float:
-        return self.remaining()
+        # Raising here would leave two objects with one descriptor.
+        return max(0.001, self.remaining())
 
 
 def timed(sock: Any, remaining: Callable[[], float]) -> Any:

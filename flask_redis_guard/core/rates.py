@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Final
 
 SLIDING_WINDOW: Final = "sliding-window"
@@ -142,24 +143,27 @@ def parse_rates(
     :returns: at least one rate, in the order given, without repetitions.
     :raises ValueError: naming what could not be read and what is accepted.
     """
-    given: object = rates
-    if isinstance(given, Rate):
-        found = [given]
-    elif isinstance(given, str):
-        found = [_parse_single(part) for part in _SEPARATORS.split(given)]
-    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
-        found = []
-        for rate in given:
-            if not isinstance(rate, (str, Rate)):
-                raise _no_rate(rate)
-            found.extend(parse_rates(rate))
-    else:
+    given: object = (rates,) if isinstance(rates, (Rate, str)) else rates
+    if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
         raise _no_rate(given)
+    found: list[Rate] = []
+    for rate in given:
+        if isinstance(rate, Rate):
+            found.append(rate)
+        elif isinstance(rate, str):
+            found += _parse_text(rate)
+        else:
+            raise _no_rate(rate)
     if not found:
         raise ValueError(f"rates: expected at least one rate, {_ACCEPTED}")
     if algorithm is not None:
         found = [r if r.algorithm else replace(r, algorithm=algorithm) for r in found]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found)) if len(found) > 1 else (found[0],)
+
+
+@lru_cache(1024)
+def _parse_text(text: str) -> tuple[Rate, ...]:
+    return tuple(_parse_single(part) for part in _SEPARATORS.split(text))
 
 
 def _no_rate(found: object) -> ValueError:
@@ -232,7 +236,9 @@ class Decision:
         """The decision that follows from the states of a charge's rates (at least one)."""
         states = tuple(states)
         refusing = [s for s in states if not s.allowed]
-        if refusing:
+        if len(states) == 1:
+            worst = states[0]
+        elif refusing:
             worst = max(refusing, key=lambda s: s.retry_after)
         else:
             worst = min(states, key=lambda s: (s.remaining, -s.reset_after))

@@ -54,10 +54,16 @@ class Charge:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One counter in one request, and what became of it."""
+    """One counter in one request, and what became of it.
+
+    :param head: what scripts are told of the rate; see :func:`rate_head`.
+    :param group: 0 if the counter can refuse the request, a number of its own for each shadow.
+    :param owner: the charge that named it first.
+    """
 
     key: bytes
     rate: Rate
+    head: bytes
     cost: int
     group: int
     refundable: bool
@@ -66,39 +72,40 @@ class Row:
     charged: bool = False
     marks: tuple[int, int] = (0, 0)
 
-    @property
-    def enforced(self) -> bool:
-        """Whether this counter can refuse the request."""
-        return self.group == 0
-
     def join(self, cost: int, group: int, refundable: bool) -> None:
         """The counter is named again: the strictest of both applies, once."""
         self.cost = max(self.cost, cost)
         self.group = min(self.group, group)
         self.refundable = self.refundable and refundable
 
-    def judge_arguments(self) -> tuple[bytes, ...]:
+    def judge_argument(self) -> bytes:
         """What judge.lua is told about the counter."""
-        return (*rate_arguments(self.rate), b"%d" % self.cost, b"%d" % self.group)
+        enforced = self.head + self.cost.to_bytes(5, "big")
+        return enforced + b"%d" % self.group if self.group else enforced
 
-    def refund_arguments(self) -> tuple[bytes, ...]:
+    def refund_argument(self) -> bytes:
         """What refund.lua is told about the counter."""
-        numbers = (self.cost, *self.marks)
-        return (*rate_arguments(self.rate)[:3], *(b"%d" % number for number in numbers))
+        first, second = self.marks
+        return b"%b%b%b%b" % (
+            self.head,
+            self.cost.to_bytes(5, "big"),
+            first.to_bytes(7, "big"),
+            second.to_bytes(7, "big"),
+        )
 
 
 @lru_cache(1024)
-def rate_arguments(rate: Rate) -> tuple[bytes, bytes, bytes, bytes]:
-    """Algorithm, limit, period in microseconds and capacity as scripts read them."""
+def rate_head(rate: Rate) -> bytes:
+    """Algorithm (a byte), limit (4), period in microseconds (7) and capacity (4) for scripts."""
     if rate.effective_algorithm == TOKEN_BUCKET:
         code = b"t"
     elif rate.effective_algorithm == FIXED_WINDOW:
         code = b"f"
     else:
         code = b"l" if rate.limit <= EXACT_LIMIT else b"w"
-    numbers = (rate.limit, rate.per_seconds * 1_000_000, rate.capacity)
-    limit, period, capacity = (b"%d" % number for number in numbers)
-    return code, limit, period, capacity
+    period = rate.per_seconds * 1_000_000
+    numbers = ((rate.limit, 4), (period, 7), (rate.capacity, 4))
+    return code + b"".join(number.to_bytes(width, "big") for number, width in numbers)
 
 
 @dataclass(slots=True, eq=False)
@@ -131,11 +138,13 @@ class Plan:
             group = index + 1 if charge.shadow else 0
             cost = min(charge.cost, MAX_LIMIT + 1)  # no limit is higher, and a double holds it
             mine = []
+            tag = keys.tag(charge.subject)
             for rate in charge.rates:
-                key = keys.of(rate, charge.subject, charge.scope)
+                key = keys.limit(rate, charge.scope) + tag
                 row = by_key.get(key)
                 if row is None:
-                    row = by_key[key] = Row(key, rate, cost, group, charge.refundable, index)
+                    head = rate_head(rate)
+                    row = by_key[key] = Row(key, rate, head, cost, group, charge.refundable, index)
                     self.rows.append(row)
                 else:
                     row.join(cost, group, charge.refundable)
@@ -146,11 +155,11 @@ class Plan:
         """Read what judge.lua answered about these rows."""
         full = set()
         for at, row in enumerate(rows):
-            room, remaining, reset, retry, *marks = reply[
-                1 + REPLY_WIDTH * at : 1 + REPLY_WIDTH * (at + 1)
+            room, remaining, reset, retry, first, second = reply[
+                REPLY_WIDTH * at : REPLY_WIDTH * (at + 1)
             ]
             row.state = RateState(row.rate, room == 1, remaining, reset / 1e6, retry / 1e6)
-            row.marks = (marks[0], marks[1])
+            row.marks = (first, second)
             if room != 1:
                 full.add(row.group)
         for row in rows:
@@ -176,24 +185,25 @@ class Plan:
 
         :param states: what is known of the counters instead of what the store just said.
         """
-        known = self.states() if states is None else states
         found = []
         for index, (charge, rows) in enumerate(zip(self.charges, self._by_charge, strict=True)):
-            mine = [
-                replace_rate(known[r.key], rate)
-                for r, rate in zip(rows, charge.rates, strict=True)
-                if r.key in known
-            ]
+            pairs = zip(rows, charge.rates, strict=True)
+            if states is None:
+                mine = [_named(row.state, rate) for row, rate in pairs if row.state is not None]
+            else:
+                mine = [_named(states[r.key], rate) for r, rate in pairs if r.key in states]
             if not mine:
                 found.append(_unasked(charge.rates[0]))
                 continue
-            kept = [r for r in rows if r.refundable and r.owner == index and r.charged]
-            receipt = Receipt(kept) if kept else None
+            receipt = None
+            if charge.refundable:
+                kept = [r for r in rows if r.refundable and r.owner == index and r.charged]
+                receipt = Receipt(kept) if kept else None
             found.append(Decision.of(mine, remembered=remembered, receipt=receipt))
         return found
 
 
-def replace_rate(state: RateState, rate: Rate) -> RateState:
+def _named(state: RateState, rate: Rate) -> RateState:
     """The same state under the name that a charge gives its rate."""
     return state if state.rate is rate else replace(state, rate=rate)
 

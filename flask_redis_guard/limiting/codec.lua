@@ -1,14 +1,4 @@
--- Shared by judge.lua and refund.lua, which follow it in one script.
--- Times are whole microseconds, numbers big-endian bytes: 7 for a time or an index, 4 for a count.
--- Every number stays below 2^53, where a double holds each integer; see core/rates.py.
-local byte, char, sub, floor, call = string.byte, string.char, string.sub, math.floor, redis.call
-
-local function clock()
-  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end -- a test's time source
-  local time = call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-
+-- What scripts store, after clock.lua.
 local function pack4(n)
   return char(floor(n / 16777216), floor(n / 65536) % 256, floor(n / 256) % 256, n % 256)
 end
@@ -29,7 +19,7 @@ local function read7(s, at)
   return (((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f) * 256 + g
 end
 
--- An expiry in milliseconds, rounded up, with a grace for the store's own, coarser clock.
+-- An expiry in milliseconds, rounded up.
 local function expiry(microseconds)
-  return string.format('%.0f', math.ceil(microseconds / 1000) + ARGV[2])
+  return format('%.0f', math.ceil(microseconds / 1000) + grace)
 end

@@ -10,9 +10,9 @@ from typing import Final
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
 
 from .keys import KeyMaker, Subject
-from .scripts import ClientSource, Script, client_getter, script_times
+from .scripts import ClientSource, Script, client_getter, script_mode
 
-_LEASE: Final = Script("concurrency limit", "codec.lua", "lease.lua")
+_LEASE: Final = Script("concurrency limit", "clock.lua", "codec.lua", "lease.lua")
 
 #: A subject's leases are members of one set; this bounds it.
 MAX_CONCURRENT: Final = 10_000
@@ -98,6 +98,6 @@ class ConcurrencyLimiter:
         return self._call(lease, b"release")[0] == 1
 
     def _call(self, lease: Lease, mode: bytes) -> list[int]:
-        numbers = (lease.seconds * 1_000_000, lease.limit)
-        args = [*script_times(self._server_time), mode, lease.id, *(b"%d" % n for n in numbers)]
+        numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
+        args = [script_mode(mode, self._server_time), lease.id, *numbers]
         return _LEASE(self._client(), [lease.key], args, 3)

@@ -33,7 +33,8 @@ class KeyMaker:
         self._prefix = prefix.encode()
         # BLAKE2 takes a key of at most 64 bytes; hashing the secret first admits one of any length.
         self._key = hashlib.blake2b(secret, person=b"guard:limiter").digest() if secret else b""
-        self._limits = lru_cache(1024)(self._limit_prefix)
+        #: The first part of a key, for a rate, a scope and a kind of counter.
+        self.limit = lru_cache(1024)(self._limit)
 
     def of(self, rate: Rate, subject: Subject, scope: str, *, kind: bytes = b"") -> bytes:
         """The key of one rate for one subject.
@@ -42,7 +43,7 @@ class KeyMaker:
 
         :raises TypeError: if the subject is of no type that can be told apart from others.
         """
-        return self._limits(rate, scope, kind) + self.tag(subject)
+        return self.limit(rate, scope, kind) + self.tag(subject)
 
     def tag(self, subject: Subject) -> bytes:
         """The hash tag of a subject."""
@@ -51,11 +52,11 @@ class KeyMaker:
 
     def pattern(self, rate: Rate, scope: str, *, kind: bytes = b"") -> bytes:
         """A ``MATCH`` pattern for the keys of one rate, whoever the subject."""
-        prefix = self._limits(rate, scope, kind)
+        prefix = self.limit(rate, scope, kind)
         special = b"\\*?[]^-"
         return b"".join(b"\\%c" % c if c in special else b"%c" % c for c in prefix) + b"{*}"
 
-    def _limit_prefix(self, rate: Rate, scope: str, kind: bytes) -> bytes:
+    def _limit(self, rate: Rate, scope: str, kind: bytes = b"") -> bytes:
         numbers = (rate.limit, rate.per_seconds, rate.capacity)
         identity = encode((scope, rate.effective_algorithm, *numbers, kind))
         digest = hashlib.blake2b(identity, digest_size=_LIMIT_BYTES).digest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final
 
 from redis.cluster import RedisCluster
@@ -16,12 +17,29 @@ from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
 from .denials import DenialCache
 from .keys import KeyMaker, Rates, Subject
 from .local import LocalLimiter
-from .scripts import ClientSource, Script, client_getter, guarded, script_times
+from .scripts import ClientSource, Script, client_getter, guarded, script_mode
 
 _log = logging.getLogger(__name__)
 
-_JUDGE: Final = Script("rate limit", "codec.lua", "judge.lua")
-_REFUND: Final = Script("rate limit refund", "codec.lua", "refund.lua")
+_ALGORITHMS: Final = {
+    b"w": "sliding_window.lua",
+    b"l": "exact_log.lua",
+    b"t": "token_bucket.lua",
+    b"f": "fixed_window.lua",
+}
+_REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
+
+
+@cache
+def judge_script(algorithms: frozenset[bytes]) -> Script:
+    """The script that judges rates of these algorithms: one of fifteen.
+
+    :param algorithms: codes, as in :func:`.charges.rate_head`.
+    """
+    parts = [_ALGORITHMS[code] for code in sorted(algorithms)]
+    express = ["sliding_window_express.lua"] if algorithms == {b"w"} else []
+    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
+    return Script("rate limit", *names)
 
 
 class RateLimiter:
@@ -158,18 +176,18 @@ class RateLimiter:
 
     def _remembered(self, plan: Plan) -> list[Decision] | None:
         for row in plan.rows:
-            if row.enforced and not row.refundable:
+            if not row.group and not row.refundable:
                 denial = self.denials.find(row.key, row.cost)
                 if denial is not None:
                     return plan.decisions(self.denials.states(denial), remembered=True)
         return None
 
     def _remember(self, plan: Plan, sent: float) -> None:
-        states = plan.states()
+        states = plan.states() if plan.refused else {}
         for row in plan.rows:
-            if row.refundable or not row.enforced:
+            if row.refundable or row.group:
                 continue
-            if not states[row.key].allowed:
+            if row.key in states and not states[row.key].allowed:
                 self.denials.remember(row.key, row.cost, sent, states)
             elif row.charged:
                 self.denials.admitted(row.key, row.cost)
@@ -179,16 +197,15 @@ class RateLimiter:
         if not isinstance(self._client(), RedisCluster):
             return [list(rows)]
         parts: dict[bytes, list[Row]] = {}
-        for row in sorted(rows, key=lambda row: not row.enforced):
+        for row in sorted(rows, key=lambda row: row.group > 0):
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
         return list(parts.values())
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
-        args = [*script_times(self._server_time), mode]
-        for row in rows:
-            args += row.judge_arguments()
         keys = [row.key for row in rows]
-        reply = _JUDGE(self._client(), keys, args, 1 + REPLY_WIDTH * len(rows))
+        args = [script_mode(mode, self._server_time), *[row.judge_argument() for row in rows]]
+        script = judge_script(frozenset([row.head[:1] for row in rows]))
+        reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == b"hit")
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
@@ -206,11 +223,10 @@ class RateLimiter:
         if not rows:
             return
         for part in self._parts(rows):
-            args = script_times(self._server_time)
-            for row in part:
-                args += row.refund_arguments()
             keys = [row.key for row in part]
-            _REFUND(self._client(), keys, args, 1)
+            mode = script_mode(b"refund", self._server_time)
+            args = [mode, *[row.refund_argument() for row in part]]
+            _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 
     def _delete_matching(self, rate: Rate, scope: str) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any
 
 import redis
 from redis.exceptions import NoScriptError
@@ -24,18 +24,12 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     return lambda: source
 
 
-#: Milliseconds that a key outlives what it counts: the server's expiry clock is coarser than the
-#: one it tells, and may lag behind it by the length of a script.
-_GRACE: Final = b"1000"
-_TEST_GRACE: Final = b"3600000"
+def script_mode(mode: bytes, server_time: Callable[[], int] | None) -> bytes:
+    """The first argument of every script: what is to be done, and in tests at what time.
 
-
-def script_times(server_time: Callable[[], int] | None) -> list[bytes]:
-    """The first two arguments of every script: the time, '' for the server's, and the grace.
-
-    :param server_time: a test's clock, in microseconds.
+    :param server_time: a test's clock, in microseconds, instead of the server's.
     """
-    return [b"", _GRACE] if server_time is None else [b"%d" % server_time(), _TEST_GRACE]
+    return mode if server_time is None else b"%b@%d" % (mode, server_time())
 
 
 class Script:
@@ -57,17 +51,17 @@ class Script:
     ) -> list[int]:
         """Run it, and return the whole numbers that it answers.
 
-        :param numbers: how many.
+        :param numbers: how many; the script gives them as one text with spaces between them.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
         reply = self.run(client, keys, args)
-        if (
-            not isinstance(reply, list)
-            or len(reply) != numbers
-            or not all(isinstance(number, int) for number in reply)
-        ):
+        try:
+            found = [int(number) for number in reply.split()]
+        except (AttributeError, TypeError, ValueError):
+            found = []
+        if len(found) != numbers:
             raise RedisUnavailable(self.operation, "rejected")
-        return reply
+        return found
 
     def run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         """Run it: one round trip, two where the server did not know the script.

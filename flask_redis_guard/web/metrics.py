@@ -109,7 +109,7 @@ class Metrics:
     def session_failed(self, operation: str) -> None:
         """Count a session that could not be read or written.
 
-        :param operation: ``read`` or ``write``, ``delete``, ``revoke``: a constant.
+        :param operation: ``load``, ``save``, ``delete`` or ``revoke``.
         """
         SESSION_FAILURES.labels(self._app, operation).inc()
 

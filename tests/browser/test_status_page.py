@@ -92,14 +92,14 @@ def screenshot(browser: WebDriver, name: str) -> None:
     """Keep what the page looked like, where somebody wants to look at it."""
     directory = os.environ.get("SCREENSHOTS")
     if directory:
-        height = browser.execute_script("return document.documentElement.scrollHeight")  # type: ignore[no-untyped-call]
-        metrics = browser.execute_script("return [innerWidth, innerHeight]")  # type: ignore[no-untyped-call]
+        height = browser.execute_script("return document.documentElement.scrollHeight")
+        metrics = browser.execute_script("return [innerWidth, innerHeight]")
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": metrics[0], "height": height, "deviceScaleFactor": 1, "mobile": False},
         )
         Path(directory).mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(Path(directory, name)))  # type: ignore[no-untyped-call]
+        browser.save_screenshot(str(Path(directory, name)))
 
 
 def test_page_follows_an_outage_and_its_end(
@@ -158,16 +158,41 @@ def test_page_fits_and_can_be_read(
     headline(browser, "Redis is down", 5)
     eventually(lambda: browser.find_elements(By.CSS_SELECTOR, "svg rect.bad"))
 
-    scroll, visible = browser.execute_script(  # type: ignore[no-untyped-call]
+    scroll, visible = browser.execute_script(
         "return [document.documentElement.scrollWidth, innerWidth]"
     )
     assert scroll <= visible == width
     for selector in ("body", ".quiet", "dt", "dd", "figcaption span:last-child"):
         assert contrast(browser, selector) >= 4.5, selector  # WCAG 2.1, AA
-    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")  # type: ignore[no-untyped-call]
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (luminance(ground) < 0.2) == (scheme == "dark")
     assert console(browser) == []
     screenshot(browser, f"down-{width}-{scheme}.png")
+
+
+def test_page_lists_the_processes_and_shows_the_chosen_one(
+    browser: WebDriver, own_server: RedisServer
+) -> None:
+    env = {"REDIS_URL": own_server.url, "REDIS_GUARD_HEALTH_TOKEN": TOKEN}
+    # With one thread each, whoever is free answers: now this one, now the other.
+    with GunicornApp(APP, worker_class="sync", workers=2, env=env) as app:
+        open_page(browser, app)
+        headline(browser, "Redis is healthy", 5)
+
+        def buttons() -> list[str]:
+            found = browser.find_elements(By.CSS_SELECTOR, "#processes button")
+            return [button.get_attribute("data-process") or "" for button in found]
+
+        def both() -> bool:
+            # Keeps one worker busy, so that the page gets the other one as well.
+            app.get("/api/v1/health/detailed")
+            return len(buttons()) == 2
+
+        eventually(both, 15, "both processes have answered the page")
+        for process in buttons():
+            browser.find_element(By.CSS_SELECTOR, f'[data-process="{process}"]').click()
+            eventually(lambda p=process: f"process {p} on" in text(browser, "speaker"), 5)  # type: ignore[misc]
+        assert console(browser) == []
 
 
 def test_page_tells_when_the_application_is_gone(browser: WebDriver, app: GunicornApp) -> None:
@@ -182,7 +207,7 @@ def test_policy_lets_nothing_else_run(browser: WebDriver, app: GunicornApp) -> N
     open_page(browser, app)
     headline(browser, "Redis is healthy", 5)
     # What an injected script would do, were there a way to inject one.
-    ran = browser.execute_async_script(  # type: ignore[no-untyped-call]
+    ran = browser.execute_async_script(
         """
         const done = arguments[0];
         document.addEventListener("securitypolicyviolation", () => done("refused"));
@@ -193,7 +218,7 @@ def test_policy_lets_nothing_else_run(browser: WebDriver, app: GunicornApp) -> N
         """
     )
     assert ran == "refused"
-    assert browser.execute_script("return window.ran === undefined")  # type: ignore[no-untyped-call]
+    assert browser.execute_script("return window.ran === undefined")
 
 
 def test_page_is_for_the_authorised_only(app: GunicornApp) -> None:
@@ -222,7 +247,7 @@ def luminance(colour: str) -> float:
 
 def contrast(browser: WebDriver, selector: str) -> float:
     """The contrast of an element's text with what it stands on."""
-    ink, ground = browser.execute_script(  # type: ignore[no-untyped-call]
+    ink, ground = browser.execute_script(
         """
         let node = document.querySelector(arguments[0]);
         const ink = getComputedStyle(node).color;

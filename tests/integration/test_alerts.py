@@ -139,7 +139,7 @@ def test_webhook_that_refuses_and_hangs_delays_nothing_and_loses_nothing(
     own_server: RedisServer, webhook: Webhook
 ) -> None:
     env = {"REDIS_URL": own_server.url, "WEBHOOK": webhook.url}
-    with GunicornApp(APP, worker_class="gthread", threads=4, env=env) as app:
+    with GunicornApp(APP, worker_class="gevent", env=env) as app:
         webhook.hang.set()
         own_server.kill()
         slowest = 0.0

@@ -12,8 +12,8 @@ import pytest
 from flask import Flask, request
 
 from flask_redis_guard import CircuitOpen, ConfigurationError, RedisGuard, rate_limit_exceeded
-from flask_redis_guard.core.breaker import Outcome, Permit
 from flask_redis_guard.app_guard import AppGuard
+from flask_redis_guard.core.breaker import Outcome, Permit
 from tests.support import GunicornApp, RedisServer, SilentServer, eventually
 
 TOKEN = "health-test-token-0123456789"
@@ -32,6 +32,10 @@ def make_app(url: str, **config: Any) -> Flask:
         return str(guard.client.incr("n"))
 
     return app
+
+
+def ask(app: Flask) -> Any:
+    return app.test_client().get(f"{PREFIX}/detailed").json
 
 
 def app_guard(app: Flask) -> AppGuard:
@@ -282,9 +286,7 @@ def test_hung_redis_delays_no_more_than_one_request() -> None:
     with SilentServer() as silent:
         app = make_app(silent.url, REDIS_GUARD_TIMEOUT=0.2)
         with ThreadPoolExecutor(16) as pool:
-            answers = list(
-                pool.map(lambda _: ask(app), range(100))
-            )
+            answers = list(pool.map(lambda _: ask(app), range(100)))
         assert {answer["status"] for answer in answers} == {"warn"}
         assert silent.accepted == 1
 

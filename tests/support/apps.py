@@ -180,6 +180,6 @@ class GunicornApp:
             return False
         try:
             self.get(self.ready_path)
-        except requests.ConnectionError:
-            return False
+        except (requests.ConnectionError, requests.Timeout):
+            return False  # on a busy machine workers take long to import the application
         return True

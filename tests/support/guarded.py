@@ -29,8 +29,9 @@ class Guarded:
             {"REDIS_URL": url, "REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0, **settings}
         )
         self.guard = RedisGuard(self.app)
-        self.client: Any = self.guard.client_for(self.app)
-        self.gate = self.client.gate
+        client: Any = self.guard.client_for(self.app)
+        self.client = client
+        self.gate: Any = self.client.gate
         #: Name, outcome and reason of each finished operation.
         self.finished: list[tuple[str, str, str | None]] = []
         self.gate.on_finished = self._note

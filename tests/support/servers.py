@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import secrets
 import shutil
 import signal
@@ -51,6 +52,7 @@ class RedisServer:
     :param sentinel: run as a sentinel.
     :param options: configuration directives; an iterable value gives one line for each item.
         They override ``save ""`` and ``appendonly no``.
+    :param environment: added to the environment of the process.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RedisServer:
         unix_socket: bool = False,
         sentinel: bool = False,
         options: Options | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.binary = server_binary()
         self.password = password
@@ -70,6 +73,7 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._acl = None if acl is None else list(acl)
         self._helper_password = secrets.token_hex(8)
+        self._environment = dict(environment or {})
         self._options: Options = {**DEFAULT_OPTIONS, **(options or {})}
         self._lease: PortLease | None = None
         self._configuration: dict[str, str] = {}
@@ -274,6 +278,7 @@ class RedisServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **self._environment},
                 start_new_session=True,
                 preexec_fn=_die_with_parent if in_main_thread else None,
             )

@@ -242,6 +242,19 @@ def test_failed_probe_opens_it_for_another_whole_time() -> None:
     assert bench.breaker.state is HALF_OPEN  # the success before the failure is forgotten
 
 
+def test_probe_in_flight_of_an_earlier_round_takes_no_place_in_the_next() -> None:
+    bench = Bench(half_open_permits=2, open_seconds=1, lease_seconds=60)
+    bench.trip()
+    bench.clock.advance(1)
+    lost = bench.permit()
+    bench.fail()
+    bench.clock.advance(1)
+    bench.permit()
+    bench.permit()
+    bench.breaker.settle(lost, Outcome.FAILURE)
+    assert bench.breaker.state is HALF_OPEN
+
+
 def test_neutral_probe_counts_neither_way() -> None:
     bench = Bench(success_threshold=1)
     bench.half_open()
@@ -446,6 +459,39 @@ def test_fork_in_the_middle_of_an_announcement_silences_nobody() -> None:
         """
     )
     assert told == "child open forced-open\nparent open forced-open\n"
+
+
+def test_fork_while_another_thread_announces_silences_nobody() -> None:
+    told = run_python(
+        """
+        import os, threading, warnings
+        from flask_redis_guard import CircuitBreaker
+
+        warnings.simplefilter("ignore")  # of forking with threads
+        inside, forked = threading.Event(), threading.Event()
+
+        def receiver(transition):
+            if os.getpid() == parent:
+                inside.set()
+                forked.wait(10)
+            else:
+                print(transition.current.value, flush=True)
+
+        parent = os.getpid()
+        breaker = CircuitBreaker(on_transition=receiver)
+        thread = threading.Thread(target=breaker.force_open)
+        thread.start()
+        inside.wait(10)
+        child = os.fork()
+        if not child:
+            breaker.disable()
+            os._exit(0)
+        os.waitpid(child, 0)
+        forked.set()
+        thread.join()
+        """
+    )
+    assert told == "disabled\n"
 
 
 def test_child_of_a_process_that_held_the_lock_can_use_the_breaker() -> None:

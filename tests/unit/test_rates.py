@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import limits
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,6 @@ def test_notation(text: object, rates: list[Rate]) -> None:
 
 
 def test_notation_means_what_limits_takes_it_for() -> None:
-    limits = pytest.importorskip("limits")
     for text in ("5/minute; 100 per 2 days", "1 per month|3/year,10 per 15 second"):
         theirs = [(item.amount, item.get_expiry()) for item in limits.parse_many(text)]
         assert [(r.limit, r.per_seconds) for r in parse_rates(text)] == theirs

@@ -52,6 +52,7 @@ class SessionStore:
     :param max_bytes: of one session, all keys and values as they are stored.
     :param max_per_user: sessions of one user; one more ends the one that would expire first.
     :param on_unreadable: told ``format`` or ``payload`` where what is stored is no session.
+    :param on_failure: told ``load``, ``save``, ``delete`` or ``revoke`` where Redis could not.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class SessionStore:
         max_bytes: int = 65_536,
         max_per_user: int = 1000,
         on_unreadable: Callable[[str], object] = lambda reason: None,
+        on_failure: Callable[[str], object] = lambda operation: None,
     ) -> None:
         self._client = client_getter(client)
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._max_per_user = max_per_user
         self._on_unreadable = on_unreadable
+        self._on_failure = on_failure
 
     @staticmethod
     def new_id(user_id: ids.UserId | None = None) -> str:
@@ -121,7 +124,7 @@ class SessionStore:
         :returns: how many there were.
         :raises RedisUnavailable: if it is not certain that they ended.
         """
-        reply = _REVOKE.run(self._client(), [ids.index_of(self._prefix, user_id)], [])
+        reply = self._run(_REVOKE, [ids.index_of(self._prefix, user_id)], [])
         if not isinstance(reply, int):
             raise RedisUnavailable(_REVOKE.operation, "rejected")
         return reply
@@ -135,7 +138,7 @@ class SessionStore:
         :raises RedisUnavailable: if Redis cannot tell.
         """
         renewed = b"" if lifetime_ms is None else b"%d" % lifetime_ms
-        reply = _LOAD.run(self._client(), self._keys(session_id), [renewed])
+        reply = self._run(_LOAD, self._keys(session_id), [renewed])
         if not isinstance(reply, list):
             raise RedisUnavailable(_LOAD.operation, "rejected")
         return self._fields(reply)
@@ -192,7 +195,7 @@ class SessionStore:
         return Saved.STORED
 
     def _end(self, session_id: str) -> list[Any]:
-        reply = _DELETE.run(self._client(), self._keys(session_id), [])
+        reply = self._run(_DELETE, self._keys(session_id), [])
         if not isinstance(reply, list):
             raise RedisUnavailable(_DELETE.operation, "rejected")
         return reply
@@ -208,12 +211,19 @@ class SessionStore:
         for pair in change.set.items():
             args += pair
         args += change.remove
-        reply = _SAVE.run(self._client(), list(keys.values()), args)
+        reply = self._run(_SAVE, list(keys.values()), args)
         if reply == -1:
             raise SessionTooLarge(self._max_bytes)
         if reply not in (0, 1, 2):
             raise RedisUnavailable(_SAVE.operation, "rejected")
         return Saved(reply)
+
+    def _run(self, script: Script, keys: list[bytes], args: list[bytes]) -> Any:
+        try:
+            return script.run(self._client(), keys, args)
+        except RedisUnavailable:
+            self._on_failure(script.operation.rpartition(" ")[2].lower())
+            raise
 
     def _check_size(self, fields: Fields) -> None:
         """Spare the network what the script would refuse.

@@ -1,81 +1,115 @@
-"""Processes hammering one key while the server loses its scripts and restarts."""
+"""Processes hammering one key while the server loses its scripts, its clock and its life."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.support import RedisServer
+from tests.support import RedisServer, eventually
 
-WORKER = """
-import json, sys, threading, time
-import redis
-from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.limiting.limiter import RateLimiter
+SECONDS = 10
+RATES = {"10/second": (10, 1), "60/2 seconds": (60, 2)}  # an exact log, and counters
 
-port, limit = int(sys.argv[1]), sys.argv[2]
-client = redis.Redis(port=port, retry=None, socket_timeout=2)
-limiter = RateLimiter(client)
-admitted, refused, failed = [], [], []
 
-def work():
-    while (sent := time.monotonic()) < until:
+class SteppedClock:
+    """A server's clock that a test can set: of the process that has this environment."""
+
+    def __init__(self, file: Path) -> None:
+        import libfaketime  # not installed on other systems
+
+        self._file = file
+        library = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_CACHE_DURATION": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        self.step(0)
+
+    def step(self, seconds: int) -> None:
+        """Set it to so many seconds from the true time; it takes up to one second."""
+        draft = self._file.with_suffix(".new")
+        draft.write_text(f"{seconds:+d}")
+        draft.replace(self._file)
+
+
+@contextmanager
+def hammering(url: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.integration.limiting.hammer", url, "8", "32"]
+    with subprocess.Popen(
+        [*command, str(SECONDS), *RATES],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+        start_new_session=True,
+    ) as process:
         try:
-            decision = limiter.hit(limit, "everyone")
-        except RedisUnavailable:
-            failed.append(sent)
-            time.sleep(0.01)
-            continue
-        (admitted if decision.allowed else refused).append((sent, time.monotonic()))
-        if decision.remembered:
-            time.sleep(0.001)
-
-print("ready", flush=True)
-until = float(input())
-threads = [threading.Thread(target=work) for _ in range(8)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-print(json.dumps({"admitted": admitted, "refused": len(refused), "failed": len(failed)}))
-"""
-
-
-@pytest.mark.parametrize("limit", [10, 200])
-def test_not_one_admission_above_the_limit(limit: int) -> None:
-    # The monotonic clock is one for all processes of a machine. A cost is admitted between
-    # sending and answer, so that only what lies inside a second for certain may be held against it.
-    with RedisServer(options={"appendonly": "yes", "appendfsync": "always"}) as server:
-        command = [sys.executable, "-c", WORKER, str(server.port), f"{limit}/second"]
-        workers = [
-            subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            for _ in range(4)
-        ]
-        try:
-            for worker in workers:
-                assert worker.stdout is not None
-                assert worker.stdout.readline() == "ready\n"
-            until = time.monotonic() + 3.5
-            for worker in workers:
-                assert worker.stdin is not None
-                worker.stdin.write(f"{until}\n")
-                worker.stdin.flush()
-            time.sleep(1.2)
-            server.client().script_flush()
-            time.sleep(0.7)
-            server.restart()
-            restarted = time.monotonic()
-            outputs = [json.loads(worker.communicate(timeout=30)[0]) for worker in workers]
+            yield process
         finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-    admitted = sorted((tuple(a) for o in outputs for a in o["admitted"]), key=lambda a: a[1])
-    for index, (sent, _) in enumerate(admitted):
-        inside = sum(1 for s, answered in admitted if s >= sent and answered < sent + 1)
-        assert inside <= limit, f"{inside} admitted within a second from number {index} on"
-    assert len(admitted) >= 2 * limit
-    assert sum(o["refused"] for o in outputs) > 0
-    assert any(sent > restarted for sent, _ in admitted)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def most_within(admitted: list[tuple[float, float]], period: float) -> int:
+    """The most admissions that lie within a period for certain: sent and answered inside it."""
+    starts = sorted(sent for sent, _ in admitted)
+    most = 0
+    for since in starts:
+        # Of those sent from then on, all that were answered before the period was over.
+        later = admitted[bisect_left(admitted, (since, 0.0)) :]
+        most = max(most, sum(answered < since + period for _, answered in later))
+    return most
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="one process has a clock of its own on Linux only"
+)
+def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
+    clock = SteppedClock(tmp_path / "clock")
+    options = {"appendonly": "yes", "appendfsync": "always"}
+    with (
+        RedisServer(options=options, environment=clock.environment) as server,
+        hammering(server.url) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        eventually(lambda: server.client().dbsize(), 10, "the first admission")
+        begun = time.monotonic()
+
+        def at(seconds: float) -> None:
+            eventually(lambda: time.monotonic() >= begun + seconds, SECONDS)
+
+        at(1.5)
+        server.client().script_flush()
+        at(2.0)
+        clock.step(-5)
+        eventually(lambda: server.client().time()[0] < time.time() - 3, 2, "the clock was set back")
+        stepped = time.monotonic()
+        at(6.0)
+        server.restart()
+        restarted = time.monotonic()
+        found = json.loads(process.communicate(timeout=60)[0])
+    assert found["processes"] == 8
+    assert found["refused"] > 0
+    assert found["failed"] > 0, "nobody noticed the restart"
+    for rate, (limit, period) in RATES.items():
+        admitted = sorted((sent, answered) for sent, answered in found["admitted"][rate])
+        assert most_within(admitted, period) <= limit, rate
+        assert len(admitted) >= 3 * limit, rate
+        for since, until in ((stepped, restarted), (restarted, restarted + SECONDS)):
+            assert any(since < sent < until for sent, _ in admitted), rate

@@ -12,6 +12,9 @@ from flask_redis_guard.web.sessions.codec import Change, encode
 from flask_redis_guard.web.sessions.ids import new_id
 from flask_redis_guard.web.sessions.store import Saved
 from tests.support import ClusterSetup
+from tests.support.session_apps import session_app
+
+from .conftest import cookie_of
 
 
 @pytest.fixture
@@ -104,4 +107,21 @@ def test_a_session_emptied_on_the_way_is_gone(store: SessionStore, cluster: Redi
     store.create(old, known, 60_000)
     moved = store.move(old, new, known, Change(remove=list(known)), 60_000)
     assert moved is Saved.EMPTIED
+    assert slots(cluster) == set()
+
+
+def test_the_interface_on_a_cluster(cluster_setup: ClusterSetup, cluster: RedisCluster) -> None:
+    app, guard = session_app(cluster_setup.url, REDIS_GUARD_TIMEOUT=2)
+    client = app.test_client()
+    assert client.post("/write", json={"cart": [1]}).status_code == 200
+    planted = app.test_client()
+    planted.set_cookie("session", cookie_of(client))
+    assert client.post("/login/5").status_code == 200
+    assert planted.get("/read").json == {}
+    assert client.get("/read").json == {"cart": [1], "user": "5"}
+    assert client.post("/regenerate").status_code == 200
+    assert client.post("/remove/cart").status_code == 200
+    assert client.get("/read").json == {"user": "5"}
+    assert guard.sessions_for(app).revoke_user(5) == 1
+    assert client.get("/read").json == {}
     assert slots(cluster) == set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from flask import (
     stream_with_context,
 )
 from flask.sessions import SecureCookieSessionInterface
+from flask.testing import FlaskClient
 
 from flask_redis_guard import GuardError, RedisUnavailable, SessionTooLarge
 from tests.support import RedisServer, eventually
@@ -452,6 +455,48 @@ def test_a_login_at_the_moment_of_a_revocation_is_dead_or_revocable(setup: Setup
     assert client.get("/read").json == {"a": 1}  # stored after it: a new login
     assert setup.store.revoke_user(5) == 1
     assert client.get("/read").json == {}
+
+
+def test_many_requests_at_once_lose_nothing(setup: Setup) -> None:
+    first = setup.client()
+    first.post("/write", json={"a": 1})
+
+    def write(number: int) -> int:
+        client = setup.client(like=first)
+        return sum(
+            client.post("/write", json={f"{number}-{turn}": turn}).status_code for turn in range(10)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(write, range(8))) == [10 * 200] * 8
+    assert len(first.get("/read").json) == 1 + 80  # type: ignore[arg-type]
+
+
+def test_no_login_escapes_revocations_that_run_beside_it(setup: Setup) -> None:
+    done = threading.Event()
+
+    def log_in(number: int) -> list[FlaskClient]:
+        clients = [setup.client() for _ in range(20)]
+        for client in clients:
+            client.post("/write", json={"cart": number})
+            assert client.post("/login/5").status_code == 200
+        return clients
+
+    def revoke() -> int:
+        ended = 0
+        while not done.is_set():
+            ended += setup.store.revoke_user(5)
+        return ended
+
+    with ThreadPoolExecutor(5) as pool:
+        revoker = pool.submit(revoke)
+        clients = [client for group in pool.map(log_in, range(4)) for client in group]
+        done.set()
+        ended = revoker.result()
+    ended += setup.store.revoke_user(5)
+    assert ended == len(clients) == 80  # each exactly once
+    assert [client.get("/read").json for client in clients] == [{}] * 80
+    assert setup.stored_keys() == []
 
 
 # -- when it is saved ----------------------------------------------------------------------

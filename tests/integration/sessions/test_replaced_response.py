@@ -80,6 +80,12 @@ def test_nothing_of_it_is_left_but_vary_and_cors(app: Flask) -> None:
     assert set(response.vary) == {"Accept-Language", "Origin", "Cookie"}
 
 
+@pytest.mark.parametrize("option", ["TESTING", "DEBUG", "PROPAGATE_EXCEPTIONS"])
+def test_it_is_a_503_while_developing_too(app: Flask, option: str) -> None:
+    app.config[option] = True
+    assert_is_the_503(app.test_client().get("/untouched"))
+
+
 def test_a_streamed_body_is_closed_and_never_read(app: Flask) -> None:
     body, calls = Closes(), []
 

@@ -1,0 +1,32 @@
+-- The end of judge.lua: reads every rate, then charges or keeps each.
+
+local rates, full, reply, hit = {}, {}, {}, mode == 'hit'
+for i = 1, #KEYS do
+  local a = ARGV[i + 1]
+  local kind, l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, b1, b2, b3, b4, c1, c2, c3, c4, c5 = byte(a, 1, 21)
+  local r = { -- with all its fields at once, so that the table need not grow
+    key = KEYS[i], algorithm = algorithms[kind], group = sub(a, 22),
+    limit = ((l1 * 256 + l2) * 256 + l3) * 256 + l4,
+    period = (((((p1 * 256 + p2) * 256 + p3) * 256 + p4) * 256 + p5) * 256 + p6) * 256 + p7,
+    burst = ((b1 * 256 + b2) * 256 + b3) * 256 + b4,
+    cost = (((c1 * 256 + c2) * 256 + c3) * 256 + c4) * 256 + c5,
+    index = 0, count = 0, ends = 0, room = false, whole = true, moved = false, stored = false,
+  }
+  r.algorithm[1](r)
+  if not r.room then full[r.group] = true end
+  rates[i] = r
+end
+for i = 1, #KEYS do
+  local r = rates[i]
+  if hit and not full[''] and not full[r.group] then
+    reply[i] = r.algorithm[2](r)
+  else
+    -- A cost that never fits has no moment at which it would: the period stands for it.
+    local never = r.cost > r.burst
+    if never then r.room, r.cost = true, 0 end
+    local remaining, reset, retry = r.algorithm[3](r)
+    if never then r.room, retry = false, r.period end
+    reply[i] = format('%d %.0f %.0f %.0f 0 0', r.room and 1 or 0, remaining, reset, retry)
+  end
+end
+return table.concat(reply, ' ')

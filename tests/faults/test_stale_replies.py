@@ -1,0 +1,77 @@
+"""No reply goes to the wrong thread while sockets are cut and hang in the middle of replies."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+import time
+from typing import Any
+
+from flask_redis_guard import RedisUnavailable
+from tests.support import Proxy, RedisServer
+from tests.support.guarded import NEVER_OPENS, Guarded
+
+
+def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
+    numbers = itertools.count()
+    counts = {"answered": 0, "refused": 0}
+    wrong: list[Any] = []
+    stop = threading.Event()
+    with Proxy(redis_server.port) as proxy:
+        guarded = Guarded(
+            proxy.url, REDIS_GUARD_TIMEOUT=0.2, REDIS_GUARD_MAX_CONNECTIONS=6, **NEVER_OPENS
+        )
+
+        def ask() -> None:
+            while not stop.is_set():
+                own = [b"%d" % next(numbers) for _ in range(3)]
+                try:
+                    if random.random() < 0.5:
+                        replies, own = [guarded.client.echo(own[0])], own[:1]
+                    else:
+                        pipeline = guarded.client.pipeline(transaction=False)
+                        for number in own:
+                            pipeline.echo(number)
+                        replies = pipeline.execute()
+                except RedisUnavailable:
+                    counts["refused"] += 1
+                    continue
+                counts["answered"] += 1
+                if replies != own:
+                    wrong.append((own, replies))
+
+        threads = [threading.Thread(target=ask) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for _ in range(12):
+            random.choice([proxy.cut_after, proxy.hang_after])(random.randrange(1, 3000))
+            time.sleep(random.uniform(0.1, 0.3))
+            proxy.resume()
+            time.sleep(0.05)
+        proxy.resume()
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+        guarded.close()
+    assert wrong == []
+    assert counts["answered"] > 200, counts
+    assert counts["refused"] > 10, counts
+
+
+def test_a_permit_belongs_to_who_took_it(redis_server: RedisServer) -> None:
+    """``asyncio.to_thread`` hands the context on; the operation in it is not the thread's."""
+    guarded = Guarded(redis_server.url)
+
+    async def from_another_thread() -> Any:
+        return await asyncio.to_thread(guarded.client.echo, "inner")
+
+    def outer() -> Any:
+        guarded.client.echo("outer")
+        return asyncio.run(from_another_thread())
+
+    assert guarded.gate.run("OUTER", outer) == b"inner"
+    # The thread's own operation has its own outcome; what the outer one did itself belongs to it.
+    assert [name for name, _, _ in guarded.finished] == ["ECHO", "OUTER"]
+    guarded.close()
