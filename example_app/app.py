@@ -11,6 +11,7 @@ from gevent import get_hub
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from example_app.alerts import AlertLog
+from example_app.chat import blueprint as chat
 from example_app.controls import controls
 from example_app.embedded import EmbeddedServer
 from example_app.webhook import webhook
@@ -42,6 +43,7 @@ def create_app(server: EmbeddedServer | None) -> Flask:
     guard.init_app(app)
     alerts = AlertLog(app)
     app.register_blueprint(controls(server, alerts))
+    app.register_blueprint(chat)
     app.add_url_rule("/", view_func=index)
     app.add_url_rule("/login", view_func=login, methods=["POST"])
     app.add_url_rule("/logout", view_func=logout, methods=["POST"])

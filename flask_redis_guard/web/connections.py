@@ -161,8 +161,12 @@ class MessageLimits:
                 # Messages never share a count with the connections of the same scope.
                 named = replace(charge, scope=f"messages:{charge.scope}")
                 self._charged.append((limit, named))
-        if policy.max_message_size is not None and not policy.shadow:
-            self.max_size = min(self.max_size or policy.max_message_size, policy.max_message_size)
+
+    def limit_size(self, policy: ConnectionPolicy) -> None:
+        """Take over the greatest size of a message from a decorator."""
+        size = policy.max_message_size
+        if size is not None and not policy.shadow:
+            self.max_size = min(self.max_size or size, size)
 
     def check(self) -> None:
         """Count one message.

@@ -73,6 +73,18 @@ class LimitedWebSocket:
         self._raise_if_closed()
         return message
 
+    def limit_size(self, policy: ConnectionPolicy) -> None:
+        """Close once a message, or the part of it that has come, is larger than the policy admits.
+
+        What is larger is never held in memory. Before anything else: the reader is at work already.
+        """
+        self._messages.limit_size(policy)
+        largest, ws = self._messages.max_size, self._ws
+        if largest is not None:
+            ws.max_message_size = min(ws.max_message_size or largest, largest)
+            if ws.incoming_message_len > largest:  # it came before the reader knew
+                self._close(TOO_BIG, "Message is too big")
+
     def admit(self, policy: ConnectionPolicy, scope: str, place: Place | None) -> None:
         """Limit the connection by one more policy.
 
@@ -87,9 +99,6 @@ class LimitedWebSocket:
                 if place.lost is not None:  # before anybody could be told
                     self.refuse(place.lost)
         self._messages.add(policy, scope)
-        largest = self._messages.max_size
-        if largest is not None:  # so that what is larger is never held in memory either
-            self._ws.max_message_size = min(self._ws.max_message_size or largest, largest)
 
     @contextmanager
     def serving(self) -> Iterator[None]:

@@ -110,6 +110,7 @@ class SocketIOLimits:
                 return None  # what a client that was refused had sent before it was disconnected
             try:
                 limits = MessageLimits(host, None)
+                limits.limit_size(self._policy)
                 limits.add(self._policy, _scope())
                 if limits.max_size is not None and _size() > limits.max_size:
                     _expel(server, client, _too_big())

@@ -82,6 +82,7 @@ def websocket_limited(
 
         def admit(ws: Any) -> None:
             """Limit the connection, by checks that were made ahead or are made now."""
+            ws.limit_size(policy)
             scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
             limit = policy.connections

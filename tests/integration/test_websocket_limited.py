@@ -21,6 +21,7 @@ from flask_sock import Sock
 from flask_socketio import SocketIO
 from werkzeug.serving import make_server
 
+from example_app.app import create_app
 from flask_redis_guard import (
     ConfigurationError,
     RedisGuard,
@@ -473,3 +474,31 @@ def test_socketio_frees_places_however_a_connection_ends(
     SocketIOClient(url, "few", "friend").close()  # the sixth: none was counted twice
     with pytest.raises(Refused, match="Rate limit exceeded"):
         SocketIOClient(url, "few", "friend")
+
+
+def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:
+    app = create_app(None)
+    url = serve(app)
+    assert b"A chat with limits" in app.test_client().get("/").data
+    assert app.test_client().get("/chat/").status_code == 200
+    with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
+        websocket.create_connection(
+            url.replace("http", "ws") + "/chat/socket", origin="http://elsewhere.example"
+        )
+    clients = [SockClient(url, "chat/socket", "") for _ in range(5)]
+    with pytest.raises(Refused, match="concurrency"):
+        SockClient(url, "chat/socket", "")
+    clients[0].send("hello")
+    assert [client.receive() for client in clients] == ["somebody: hello"] * 5
+    for number in range(60):
+        clients[1].send(str(number))
+    assert [clients[1].receive() for _ in range(59)][-1] == "somebody: 58"
+    with pytest.raises(Closed, match="1008"):
+        clients[1].receive()
+    clients[2].send("x" * 10_241)
+    for _ in range(59):
+        clients[2].receive()
+    with pytest.raises(Closed, match="1009"):
+        clients[2].receive()
+    for client in clients:
+        client.close()

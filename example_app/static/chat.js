@@ -1,0 +1,63 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const URL_OF_CHAT = `${location.protocol.replace("http", "ws")}//${location.host}/chat/socket`;
+let socket = null;
+
+function tell(word, kind) {
+  $("connection").textContent = word;
+  $("connection").className = `badge ${kind}`;
+}
+
+function hear(text) {
+  $("heard").querySelector(".empty")?.remove();
+  const item = document.createElement("li");
+  item.textContent = text;
+  $("heard").prepend(item);
+  while ($("heard").children.length > 100) $("heard").lastChild.remove();
+}
+
+// A browser does not tell a script which status refused its WebSocket: only that it was refused.
+function reasonOf(event, opened) {
+  if (!opened) return ["refused: over a limit (429), or Redis is away (503)", "limit"];
+  const kind = event.code === 1013 ? "down" : "limit";
+  return [`closed ${event.code}${event.reason ? `: ${event.reason}` : ""}`, kind];
+}
+
+function connect() {
+  if (socket && socket.readyState <= WebSocket.OPEN) return;
+  const own = socket = new WebSocket(URL_OF_CHAT);
+  let opened = false;
+  own.onopen = () => { opened = true; tell("connected", "ok"); };
+  own.onmessage = (event) => hear(event.data);
+  own.onclose = (event) => { if (own === socket) tell(...reasonOf(event, opened)); };
+}
+
+function openMore(count) {
+  const seen = { connected: 0, refused: 0 };
+  for (let i = 0; i < count; i += 1) {
+    const extra = new WebSocket(URL_OF_CHAT);
+    const note = (what) => {
+      seen[what] += 1;
+      if (seen.connected + seen.refused === count) hear(`${seen.connected} more connected, ${seen.refused} refused`);
+    };
+    let opened = false;
+    extra.onopen = () => { opened = true; note("connected"); setTimeout(() => extra.close(), 3000); };
+    extra.onclose = () => { if (!opened) note("refused"); };
+  }
+}
+
+function send(text) {
+  if (socket && socket.readyState === WebSocket.OPEN) socket.send(text);
+}
+
+$("talk").addEventListener("submit", (event) => {
+  event.preventDefault();
+  send($("text").value);
+  $("text").value = "";
+});
+$("connect").addEventListener("click", connect);
+$("burst").addEventListener("click", () => { for (let i = 1; i <= 70; i += 1) send(`message ${i}`); });
+$("large").addEventListener("click", () => send("x".repeat(11 * 1024)));
+$("six").addEventListener("click", () => openMore(6));
+connect();
