@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context, request
@@ -31,6 +32,8 @@ class RequestLimits:
     """What was judged in one request, kept on the request itself."""
 
     def __init__(self) -> None:
+        #: Whether the limits ahead of the view were looked for.
+        self.checked = False
         self.ahead: set[Limit] = set()
         self.judged: list[tuple[Limit, Decision]] = []
 
@@ -180,6 +183,8 @@ def check_ahead() -> None:
     report_weak_limits(host.app, host)
     warn_of_untrusted_proxy(host.warned)
     state = RequestLimits.current()
+    if state is not None:
+        state.checked = True
     preflight = request.method == "OPTIONS" and getattr(
         request.url_rule, "provide_automatic_options", False
     )
@@ -226,9 +231,9 @@ def finish(response: Response) -> Response:
     visible = [decision for limit, decision in state.judged if not limit.shadow]
     rate_limit_headers(response, visible, host.settings.rate_limit_headers)
     for limit, decision in state.judged:
-        if limit.refund_when is not None and decision.receipt is not None:
+        if decision.receipt is not None:
             try:
-                if limit.refund_when(response):
+                if limit.is_refunded(response):
                     host.limiter.refund(decision)
             except Exception:  # what is not given back only makes the limit stricter
                 logger.exception("A charge could not be given back")
@@ -242,3 +247,18 @@ def install(app: Flask) -> None:
     """
     app.before_request_funcs.setdefault(None, []).insert(0, check_ahead)
     app.after_request(finish)
+    preprocess_request: Callable[..., Any] = app.preprocess_request
+
+    # A point to override, as Flask documents. URL value preprocessors run before any hook: one that
+    # refuses would hide its requests from their limits, as an authentication hook must not.
+    def preprocess(*args: Any) -> Any:
+        try:
+            return preprocess_request(*args)
+        except Exception:
+            state = RequestLimits.current()
+            if state is not None and not state.checked:
+                with suppress(RedisUnavailable):  # the request is refused as it is
+                    check_ahead()
+            raise
+
+    vars(app)["preprocess_request"] = preprocess

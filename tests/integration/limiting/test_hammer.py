@@ -73,7 +73,9 @@ def most_within(admitted: list[tuple[float, float]], period: float) -> int:
     return most
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the clock of one process can be set on Linux only")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the clock of one process can be set on Linux only"
+)
 def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
     clock = SteppedClock(tmp_path / "clock")
     options = {"appendonly": "yes", "appendfsync": "always"}
