@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import redis
@@ -80,7 +80,7 @@ def of_throttled(url: str) -> dict[str, Callable[[], object]]:
     return found
 
 
-def in_turn(calls: list[Callable[[], object]]) -> None:
+def in_turn(calls: Sequence[Callable[[], object]]) -> None:
     """What a library does that knows one rate at a time."""
     for call in calls:
         call()

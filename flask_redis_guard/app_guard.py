@@ -18,6 +18,7 @@ from flask_redis_guard.client.report import HealthReport
 from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
@@ -45,6 +46,8 @@ class AppGuard:
         self.app = app
         self.settings = settings
         self.warned: set[str] = set()
+        self._making = ProcessLock()
+        self._limiter: RateLimiter | None = None
         self.health: Blueprint | None = None
         self._declared = declared
         self._default_limits = [Limit(settings.default_limits)] if settings.default_limits else []
@@ -101,9 +104,15 @@ class AppGuard:
         """Send a signal with the app as the sender."""
         signals.send(signal, self.app, **event)
 
-    @cached_property
+    @property
     def limiter(self) -> RateLimiter:
         """The rate limiter; made on first use, when the app's SECRET_KEY is known."""
+        if self._limiter is None:
+            with self._making:  # one only: it remembers refusals, and counts during an outage
+                self._limiter = self._limiter or self._make_limiter()
+        return self._limiter
+
+    def _make_limiter(self) -> RateLimiter:
         secret = self.app.secret_key
         limiter = RateLimiter(
             self.client,

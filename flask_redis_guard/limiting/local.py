@@ -228,6 +228,7 @@ class LocalLimiter:
         if len(self._counters) >= self._max and now - self._swept >= 1_000_000:
             self._swept = now
             self._counters = {k: c for k, c in self._counters.items() if c.reset(now)}
+            self._shared = {k: c for k, c in self._shared.items() if c.reset(now)}
         counters, key = self._counters, row.key
         if len(counters) >= self._max:
             limit, _, subject = key.rpartition(b"{")

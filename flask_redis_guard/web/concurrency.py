@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from flask import Response, has_request_context, request
+from flask import has_request_context, request
+from werkzeug.wrappers import Response
 
 from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.limiting.concurrency import Lease
+from flask_redis_guard.limiting.concurrency import MAX_CONCURRENT, Lease
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import refusing_errors, unavailable
 from flask_redis_guard.web.subjects import Key, check_key, subject_of
@@ -47,6 +48,8 @@ def concurrency_limited(
         Rate(limit, lease)
     except ValueError as exc:
         raise ConfigurationError("limit, lease", (limit, lease), str(exc)) from None
+    if limit > MAX_CONCURRENT:
+        raise ConfigurationError("limit", limit, f"at most {MAX_CONCURRENT}")
 
     def decorate(function: F) -> F:
         scope = f"function:{function.__module__}.{function.__qualname__}"
@@ -116,17 +119,52 @@ class _Place:
         self.streaming = False
 
     def keep_while_streaming(self, result: Any) -> Any:
-        """Hold the place until a streamed response has been sent."""
-        if isinstance(result, Response) and result.is_streamed:
-            self.streaming = True
-            result.call_on_close(self.release)
-        return result
+        """Hold the place until what the call streams has been sent.
+
+        :param result: what it returned: also a bare iterator, or one with a status, is a stream.
+        """
+        body = result[0] if isinstance(result, tuple) and result else result
+        if isinstance(body, Response):
+            if body.is_streamed:
+                self.streaming = True
+                body.call_on_close(self.release)
+            return result
+        if not isinstance(body, Iterator):
+            return result
+        self.streaming = True
+        held = _HeldStream(body, self.release)
+        return (held, *result[1:]) if isinstance(result, tuple) else held
 
     def release(self) -> None:
         """Free the place; one that cannot be freed now is free when its lease expires."""
-        if self._lease is None:
+        lease, self._lease = self._lease, None
+        if lease is None:
             return
         try:
-            self._host.concurrency.release(self._lease)
+            self._host.concurrency.release(lease)
         except RedisUnavailable as exc:
             logger.warning("A place of a concurrency limit will be free with its lease: %s", exc)
+
+
+class _HeldStream(Iterator[Any]):
+    """An iterator that frees a place when it ends, fails or is closed."""
+
+    def __init__(self, items: Iterator[Any], release: Callable[[], None]) -> None:
+        self._items = items
+        self._release = release
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._items)
+        except BaseException:
+            self._release()
+            raise
+
+    def close(self) -> None:
+        """Close the iterator, as a WSGI server does at the end of a response."""
+        try:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._release()

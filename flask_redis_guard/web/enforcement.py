@@ -22,6 +22,8 @@ class RequestLimits:
     """What was judged in one request, kept on the request itself."""
 
     def __init__(self) -> None:
+        #: Whether the limits ahead of the view were looked for.
+        self.checked = False
         self.ahead: set[Limit] = set()
         self.judged: list[tuple[Limit, Decision]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -63,12 +64,14 @@ class Limit:
         cost = options.get("cost", 1)
         if not callable(cost) and (type(cost) is not int or cost < 1):
             raise ConfigurationError("cost", cost, "a whole number of at least 1, or a callable")
-        if isinstance(methods, str):
-            raise ConfigurationError("methods", methods, "a list such as ['POST']")
+        for name, function in (("rates", rates), *options.items()):
+            if inspect.iscoroutinefunction(function):
+                raise ConfigurationError(name, function, "a function that is not async")
+        methods = None if methods is None else read_methods(methods)
         check_key(options.get("key"))
         return cls(
             rates=rates if callable(rates) else read_rates(rates, algorithm),
-            methods=None if methods is None else frozenset(m.upper() for m in methods),
+            methods=methods,
             **options,
         )
 
@@ -79,7 +82,14 @@ class Limit:
             method = "GET" if request.method == "HEAD" else request.method
             if method not in self.methods and request.method not in self.methods:
                 return False
-        return self.exempt_when is None or not self.exempt_when()
+        return self.exempt_when is None or not answer_of(self.exempt_when())
+
+    def is_refunded(self, response: Response) -> bool:
+        """Tell whether what was charged is to be given back after this response.
+
+        :raises Exception: whatever ``refund_when`` raises; nothing is given back then.
+        """
+        return self.refund_when is not None and answer_of(self.refund_when(response))
 
     def charge(self, scope: str, ipv6_prefix: int) -> Charge:
         """Return what the limiter is asked in the current request.
@@ -96,6 +106,30 @@ class Limit:
             refundable=self.refund_when is not None,
             shadow=self.shadow,
         )
+
+
+def read_methods(methods: Iterable[object]) -> frozenset[str]:
+    """Read the ``methods`` argument.
+
+    :raises ConfigurationError: for text, and for no methods at all, which would be no limit.
+    """
+    given = [] if isinstance(methods, str) else list(methods)
+    names = [name.upper() for name in given if isinstance(name, str) and name]
+    if not names or len(names) < len(given):
+        raise ConfigurationError("methods", methods, "a list such as ['POST']")
+    return frozenset(names)
+
+
+def answer_of(answer: Any) -> bool:
+    """Return a yes or no that a user's function gave.
+
+    :raises TypeError: for an awaitable, which is always true without having said so.
+    """
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("exempt_when and refund_when may not be async")
+    return bool(answer)
 
 
 class DeclaredLimits:

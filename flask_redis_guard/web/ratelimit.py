@@ -6,10 +6,12 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, request
 
+from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.web.enforcement import Applied, RequestLimits, enforce
 from flask_redis_guard.web.headers import rate_limit_headers
 from flask_redis_guard.web.host import Host, current_host
@@ -103,6 +105,8 @@ def check_ahead() -> None:
     report_weak_limits(host.app, host)
     warn_of_untrusted_proxy(host.warned)
     state = RequestLimits.current()
+    if state is not None:
+        state.checked = True
     preflight = request.method == "OPTIONS" and getattr(
         request.url_rule, "provide_automatic_options", False
     )
@@ -149,9 +153,9 @@ def finish(response: Response) -> Response:
     visible = [decision for limit, decision in state.judged if not limit.shadow]
     rate_limit_headers(response, visible, host.settings.rate_limit_headers)
     for limit, decision in state.judged:
-        if limit.refund_when is not None and decision.receipt is not None:
+        if decision.receipt is not None:
             try:
-                if limit.refund_when(response):
+                if limit.is_refunded(response):
                     host.limiter.refund(decision)
             except Exception:  # what is not given back only makes the limit stricter
                 logger.exception("A charge could not be given back")
@@ -165,3 +169,18 @@ def install(app: Flask) -> None:
     """
     app.before_request_funcs.setdefault(None, []).insert(0, check_ahead)
     app.after_request(finish)
+    preprocess_request: Callable[..., Any] = app.preprocess_request
+
+    # A point to override, as Flask documents. URL value preprocessors run before any hook: one that
+    # refuses would hide its requests from their limits, as an authentication hook must not.
+    def preprocess(*args: Any) -> Any:
+        try:
+            return preprocess_request(*args)
+        except Exception:
+            state = RequestLimits.current()
+            if state is not None and not state.checked:
+                with suppress(RedisUnavailable):  # the request is refused as it is
+                    check_ahead()
+            raise
+
+    vars(app)["preprocess_request"] = preprocess

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable
+from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from flask import current_app, request, session
 
@@ -15,6 +18,12 @@ logger = logging.getLogger("flask_redis_guard")
 
 #: A named subject or a function of no arguments that returns one.
 Key = str | Callable[[], Any] | None
+
+#: What a key may return, and tuples of these: the same subject has the same text at every request.
+SUBJECTS = (
+    *(str, bytes, bytearray, int, float, Decimal, UUID, Enum),
+    *(ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network),
+)
 
 NAMED = "'address', 'user', 'session', 'header:NAME' or a callable"
 
@@ -54,6 +63,7 @@ def subject_of(key: Key, ipv6_prefix: int) -> tuple[str, ...]:
         space, value = f"header:{header.lower()}", request.headers.get(header)
     if value is None or value == "" or value == b"":
         return (f"no {space}", client_address(ipv6_prefix))
+    _check_subject(value)
     # The type counts too: the user 1 is not the user "1" of another table.
     text = value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
     return (space, type(value).__name__, text)
@@ -72,6 +82,21 @@ def subjects_named(key: Key, name: str, ipv6_prefix: int) -> list[tuple[str, ...
     if space.startswith("header:"):
         space = f"header:{key.partition(':')[2].lower()}" if isinstance(key, str) else space
     return [(space, kind, name) for kind in ("str", "int")]
+
+
+def _check_subject(value: Any) -> None:
+    """Refuse what has no lasting text: each request would be a subject of its own, without limit.
+
+    :raises TypeError: for a coroutine, an object known by its place in memory, and the like.
+    """
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            _check_subject(part)
+    elif value is not None and not isinstance(value, SUBJECTS):
+        raise TypeError(
+            f"a key is text, bytes, a number, a UUID, an address or a tuple of these, not "
+            f"{type(value).__name__}"
+        )
 
 
 def client_address(ipv6_prefix: int = 64) -> str:

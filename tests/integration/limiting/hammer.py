@@ -74,10 +74,10 @@ def main(url: str, processes: str, greenlets: str, seconds: str, *rates: str) ->
             children.append(child)
         for child in children:
             assert os.waitpid(child, 0)[1] == 0, "a process failed"
-        found = [json.loads(file.read_text()) for file in Path(directory).iterdir()]
-    total = {name: sum(one[name] for one in found) for name in ("refused", "failed")}
-    admitted = {rate: [a for one in found for a in one["admitted"][rate]] for rate in rates}
-    print(json.dumps({**total, "processes": len(found), "admitted": admitted}))
+        results = [json.loads(file.read_text()) for file in Path(directory).iterdir()]
+    total = {name: sum(one[name] for one in results) for name in ("refused", "failed")}
+    admitted = {rate: [a for one in results for a in one["admitted"][rate]] for rate in rates}
+    print(json.dumps({**total, "processes": len(results), "admitted": admitted}))
 
 
 if __name__ == "__main__":

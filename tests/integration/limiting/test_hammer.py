@@ -74,7 +74,7 @@ def most_within(admitted: list[tuple[float, float]], period: float) -> int:
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux", reason="one process has a clock of its own on Linux only"
+    sys.platform != "linux", reason="the clock of one process can be set on Linux only"
 )
 def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
     clock = SteppedClock(tmp_path / "clock")

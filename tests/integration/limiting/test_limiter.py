@@ -315,3 +315,17 @@ def test_on_a_cluster_a_refused_request_gives_back_what_it_took(
     limiter.reset(rates, subjects[0])
     assert limiter.peek(rates, subjects[0]).remaining == 10
     assert limiter.reset_all(rates) == 10
+
+
+def test_on_a_cluster_what_was_taken_is_given_back_when_a_later_call_fails(
+    cluster: redis.RedisCluster,
+) -> None:
+    limiter = RateLimiter(cluster, denial_cache_size=0)
+    rates = parse_rates("10/hour")
+    cluster.rpush(limiter.keys.of(rates[0], "spoilt", ""), "not a counter")
+    charges = [Charge(rates, subject) for subject in ("one", "two", "spoilt", "three")]
+    with pytest.raises(RedisUnavailable) as caught:
+        limiter.judge(charges)
+    assert caught.value.reason == "rejected"
+    for subject in ("one", "two", "three"):
+        assert limiter.peek(rates, subject).remaining == 10

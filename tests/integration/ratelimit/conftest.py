@@ -30,7 +30,12 @@ def make_app(redis_server: RedisServer) -> Callable[..., Made]:
     def make(**config: Any) -> Made:
         app = Flask("tests")
         app.config.update(
-            {"REDIS_URL": redis_server.url, "REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0, **config}
+            {
+                "REDIS_URL": redis_server.url,
+                "REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0,
+                "REDIS_GUARD_TIMEOUT": 5,  # on a busy machine; a killed server answers at once
+                **config,
+            }
         )
         app.secret_key = "not so secret"
         return Made(app, RedisGuard(app), app.test_client())

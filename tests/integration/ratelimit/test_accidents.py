@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
+import ipaddress
 import logging
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +22,10 @@ Make = Callable[..., Made]
 
 def _broken() -> Any:
     raise KeyError("no such user")
+
+
+async def _later() -> bool:
+    return False
 
 
 def limited(made: Made, *args: Any, **options: Any) -> Made:
@@ -43,6 +50,10 @@ def limited(made: Made, *args: Any, **options: Any) -> Made:
         {"rates": _broken},
         {"rates": "2/minute", "key": "user"},
         {"rates": "2/minute", "key": "session"},
+        # What would be another subject at every request, and what is true without saying so.
+        {"rates": "2/minute", "key": object},
+        {"rates": "2/minute", "key": lambda: ("a", object())},
+        {"rates": "2/minute", "exempt_when": lambda: _later()},
     ],
 )
 def test_what_cannot_be_worked_out_is_refused(make_app: Make, options: dict[str, Any]) -> None:
@@ -154,6 +165,12 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
         ({"rates": "5/minute", "algorithm": "guess"}, "algorithm"),
         ({"rates": "5/minute", "on_outage": "shrug"}, "on_outage"),
         ({"rates": "5/minute", "exempt_when": True}, "exempt_when"),
+        ({"rates": "5/minute", "methods": []}, "methods"),
+        ({"rates": "5/minute", "methods": [None]}, "methods"),
+        ({"rates": "5/minute", "key": _later}, "key"),
+        ({"rates": "5/minute", "exempt_when": _later}, "exempt_when"),
+        ({"rates": "5/minute", "refund_when": _later}, "refund_when"),
+        ({"rates": _later}, "rates"),
     ],
 )
 def test_bad_arguments_stop_the_decoration(options: dict[str, Any], named: str) -> None:
@@ -210,3 +227,26 @@ def test_on_outage(
     made = limited(make_app(REDIS_URL=own_server.url), "2/minute", on_outage=on_outage)
     own_server.kill()
     assert made.codes("/", 4) == codes
+
+
+def test_an_awaitable_refunds_nothing(make_app: Make) -> None:
+    made = limited(make_app(), "2/minute", refund_when=lambda response: _later())
+    assert made.codes("/", 3) == [200, 200, 429]
+
+
+def test_subjects_of_the_usual_types_last(make_app: Make) -> None:
+    address = ipaddress.ip_address("192.0.2.1")
+    for value in (uuid.UUID(int=7), address, decimal.Decimal(7), ["a", 1]):
+        made = limited(make_app(), "2/minute", key=lambda value=value: value)
+        assert made.codes("/", 3) == [200, 200, 429]
+
+
+@pytest.mark.parametrize("failing", [KeyError("boom"), RuntimeError("boom")])
+def test_a_receiver_that_fails_lets_nobody_in(make_app: Make, failing: Exception) -> None:
+    made = limited(make_app(), "1/minute")
+
+    def fail(app: Any, **event: Any) -> None:
+        raise failing
+
+    with rate_limit_exceeded.connected_to(fail, made.app):
+        assert made.codes("/", 3) == [200, 429, 429]

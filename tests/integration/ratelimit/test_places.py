@@ -231,3 +231,82 @@ def test_two_apps_share_nothing(make_app: Make) -> None:
     for made in (one, two):
         made.app.add_url_rule("/", "index", view)
     assert one.codes("/", 2) == two.codes("/", 2) == [200, 429]
+
+
+def test_a_url_value_preprocessor_that_refuses_hides_nothing(make_app: Make) -> None:
+    made = make_app()
+
+    @made.app.url_value_preprocessor
+    def find_tenant(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        if request.args.get("tenant") != "known":
+            abort(404)
+
+    made.app.add_url_rule("/", "index", rate_limited("2/minute")(lambda: "in"))
+    assert made.codes("/?tenant=guessed", 3) == [404, 404, 429]
+    assert made.codes("/?tenant=known", 1) == [429]
+
+
+def test_a_key_may_need_what_a_url_value_preprocessor_found(make_app: Make) -> None:
+    made = make_app()
+
+    @made.app.url_value_preprocessor
+    def find_tenant(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        if request.args["tenant"] == "unknown":
+            abort(404)
+        g.tenant = request.args["tenant"]
+
+    view = rate_limited("1/minute", key=lambda: g.tenant)(lambda: "in")
+    made.app.add_url_rule("/", "index", view)
+    assert made.codes("/?tenant=a", 2) == [200, 429]
+    assert made.codes("/?tenant=b", 1) == [200]
+    assert made.codes("/?tenant=unknown", 2) == [404, 404]  # who would be counted is not known
+
+
+def test_a_view_called_without_its_request_being_dispatched_is_limited(make_app: Make) -> None:
+    made = make_app()
+
+    @made.app.get("/")
+    @rate_limited("2/minute")
+    def view() -> str:
+        return "in"
+
+    for _ in range(2):
+        with made.app.test_request_context("/"), made.app.test_request_context("/other"):
+            assert view() == "in"
+    with made.app.test_request_context("/"), pytest.raises(RateLimitExceeded):
+        view()
+
+
+def test_a_replaced_view_keeps_the_limits_of_the_new_one(make_app: Make) -> None:
+    made = make_app()
+    made.app.add_url_rule("/", "index", lambda: "unlimited")
+    assert made.codes("/", 3) == [200] * 3
+    made.app.view_functions["index"] = rate_limited("1/minute")(lambda: "limited")
+    assert made.codes("/", 2) == [200, 429]
+
+
+def test_nested_and_renamed_blueprints_are_limited(make_app: Make) -> None:
+    made = make_app()
+    outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
+    inner.add_url_rule("/page", "page", lambda: "page")
+    made.guard.limit_blueprint(outer, "2/minute")
+    outer.register_blueprint(inner, name="renamed", url_prefix="/inner")
+    made.app.register_blueprint(outer, name="other", url_prefix="/outer")
+    assert made.codes("/outer/inner/page", 3) == [200, 200, 429]
+
+
+def test_limits_hold_on_every_host_and_subdomain(redis_server: RedisServer) -> None:
+    app = Flask("tests", subdomain_matching=True)
+    app.config.update(
+        REDIS_URL=redis_server.url,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        REDIS_GUARD_DEFAULT_LIMITS="3/minute",
+        SERVER_NAME="example.org",
+    )
+    RedisGuard(app)
+    app.add_url_rule("/", "api", lambda: "api", subdomain="<customer>", defaults=None)
+    app.view_functions["api"] = lambda customer: customer
+    client = app.test_client()
+    hosts = ["a.example.org", "b.example.org", "c.example.org", "d.example.org"]
+    codes = [client.get("/", base_url=f"http://{host}").status_code for host in hosts]
+    assert codes == [200, 200, 200, 429]
