@@ -78,6 +78,7 @@ def encode(subject: Subject) -> bytes:
         kind, body = b"t", b"".join(map(encode, subject))
     else:
         raise TypeError(
-            f"a subject is text, bytes, a whole number or a tuple of these, not {type(subject).__name__}"
+            "a subject is text, bytes, a whole number or a tuple of these, "
+            f"not {type(subject).__name__}"
         )
     return b"%b%d:%b" % (kind, len(body), body)

@@ -193,7 +193,7 @@ class RateLimiter:
                 self.denials.admitted(row.key, row.cost)
 
     def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows by script call: all in one, or on Cluster one for each subject, enforced ones first."""
+        """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
         if not isinstance(self._client(), RedisCluster):
             return [list(rows)]
         parts: dict[bytes, list[Row]] = {}
@@ -209,7 +209,7 @@ class RateLimiter:
         plan.take_reply(rows, reply, hit=mode == b"hit")
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
-        """On Cluster: free earlier subjects of what a request took of them that was then refused."""
+        """On Cluster: free earlier subjects of what a request took that was then refused."""
         charged = [row for row in asked if row.charged]
         try:
             self._refund(charged)

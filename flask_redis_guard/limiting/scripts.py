@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any
 
 import redis
 from redis.exceptions import NoScriptError
