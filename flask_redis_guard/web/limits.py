@@ -101,7 +101,7 @@ class Limit:
         )
 
 
-def read_methods(methods: Iterable[str]) -> frozenset[str]:
+def read_methods(methods: Iterable[Any]) -> frozenset[str]:
     """Read the ``methods`` argument.
 
     :raises ConfigurationError: for text, and for no methods at all, which would be no limit.
