@@ -107,10 +107,13 @@ class AppGuard:
     @property
     def limiter(self) -> RateLimiter:
         """The rate limiter; made on first use, when the app's SECRET_KEY is known."""
-        if self._limiter is None:
+        made = self._limiter
+        if made is None:
             with self._making:  # one only: it remembers refusals, and counts during an outage
-                self._limiter = self._limiter or self._make_limiter()
-        return self._limiter
+                made = self._limiter
+                if made is None:
+                    made = self._limiter = self._make_limiter()
+        return made
 
     def _make_limiter(self) -> RateLimiter:
         secret = self.app.secret_key

@@ -250,3 +250,8 @@ def test_a_receiver_that_fails_lets_nobody_in(make_app: Make, failing: Exception
 
     with rate_limit_exceeded.connected_to(fail, made.app):
         assert made.codes("/", 3) == [200, 429, 429]
+
+
+def test_in_development_the_in_memory_store_limits_as_well(make_app: Make) -> None:
+    made = limited(make_app(REDIS_URL="memory://", ENVIRONMENT="development"), "2/minute; 30/hour")
+    assert made.codes("/", 3) == [200, 200, 429]
