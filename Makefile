@@ -41,8 +41,12 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.demo
 	@PORT=$(PORT) exec $(BIN)/python -m example_app
 
+# Most tests wait more than they compute. Those that measure waits follow alone.
+SUITE := tests --ignore tests/browser --ignore tests/promtool
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/promtool $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SUITE) -m 'not alone' -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SUITE) -m alone $(PYTEST_ARGS)
 
 test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)

@@ -39,13 +39,14 @@ def main() -> None:
         http = WSGIServer(("127.0.0.1", port), app, log=None)
         for number in (signal.SIGINT, signal.SIGTERM):
             gevent.signal_handler(number, http.stop, 1)
-        http.start()
+        try:
+            http.start()
+        except OSError as exc:
+            sys.exit(f"Port {port}: {exc.strerror}. Choose another: make demo PORT=5001")
         if server is None:
             print("No Redis server here: ENVIRONMENT=development, on the in-memory store.")
         print(f"Open http://127.0.0.1:{http.server_port}/ (Ctrl-C ends it)", flush=True)
         http.serve_forever()
-    except OSError as exc:
-        sys.exit(f"Port {port}: {exc.strerror}. Choose another: make demo PORT=5001")
     finally:
         if server is not None:
             server.close()

@@ -23,6 +23,8 @@ from tests.support import (
 )
 from tests.support.guarded import NEVER_OPENS, Guarded
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT = 0.5
 SLACK = 0.4  # for a busy machine
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support import GunicornApp, RedisServer, eventually
 
+pytestmark = pytest.mark.alone
+
 APP = """
     import os
     from flask import Flask

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,8 +84,15 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    demo = Demo(START, tmp_path, REDIS_GUARD_OPEN_SECONDS="1")
+def short_path() -> Iterator[Path]:
+    """A directory whose name leaves room for a unix socket's (about 100 characters in all)."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def demo(short_path: Path) -> Iterator[Demo]:
+    demo = Demo(START, short_path, REDIS_GUARD_OPEN_SECONDS="1")
     yield demo
     demo.close()
 
@@ -148,8 +156,8 @@ def test_end_leaves_no_server_behind(demo: Demo, number: int, hanging: bool) -> 
         assert list(demo.directory.iterdir()) == []
 
 
-def test_machine_without_a_server_gets_the_memory_store(tmp_path: Path) -> None:
-    demo = Demo(WITHOUT_SERVER, tmp_path, PATH=str(tmp_path))
+def test_machine_without_a_server_gets_the_memory_store(short_path: Path) -> None:
+    demo = Demo(WITHOUT_SERVER, short_path, PATH=str(short_path))
     try:
         assert requests.get(f"{demo.url}/demo/state", timeout=5).json()["redis"] == "in memory"
         assert Counter(demo.login("no").status_code for _ in range(8)) == {401: 5, 429: 3}
@@ -162,7 +170,7 @@ def test_machine_without_a_server_gets_the_memory_store(tmp_path: Path) -> None:
     assert "ENVIRONMENT=development" in told
 
 
-def test_port_that_is_taken_is_named(demo: Demo, tmp_path: Path) -> None:
+def test_port_that_is_taken_is_named(demo: Demo, short_path: Path) -> None:
     env = {**os.environ, "PORT": str(demo.lease.port), "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
         [sys.executable, "-m", "example_app"], env=env, capture_output=True, text=True, timeout=20

@@ -321,11 +321,11 @@ def test_on_a_cluster_what_was_taken_is_given_back_when_a_later_call_fails(
     cluster: redis.RedisCluster,
 ) -> None:
     limiter = RateLimiter(cluster, denial_cache_size=0)
-    rates = parse_rates("10/hour")
+    rates = parse_rates("20/hour")
     cluster.rpush(limiter.keys.of(rates[0], "spoilt", ""), "not a counter")
     charges = [Charge(rates, subject) for subject in ("one", "two", "spoilt", "three")]
     with pytest.raises(RedisUnavailable) as caught:
         limiter.judge(charges)
     assert caught.value.reason == "rejected"
     for subject in ("one", "two", "three"):
-        assert limiter.peek(rates, subject).remaining == 10
+        assert limiter.peek(rates, subject).remaining == 20
