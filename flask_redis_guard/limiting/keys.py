@@ -6,9 +6,10 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from flask_redis_guard.core.rates import Rate
+from flask_redis_guard.core.rates import Rate, parse_rates
+from flask_redis_guard.errors import ConfigurationError
 
 #: Who is counted. Values of different types never share a counter, nor do ``("a", "bc")`` and
 #: ``("ab", "c")``: every part is written with its type and its length.
@@ -19,6 +20,19 @@ Rates: TypeAlias = "str | Rate | Iterable[str | Rate]"
 
 _LIMIT_BYTES: Final = 9
 _SUBJECT_BYTES: Final = 15
+
+
+def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
+    """Read rates that a user wrote.
+
+    :param rates: see :func:`.parse_rates`.
+    :param algorithm: the algorithm of those that name none.
+    :raises ConfigurationError: instead of the core's ``ValueError``.
+    """
+    try:
+        return parse_rates(rates, algorithm=algorithm)
+    except ValueError as exc:
+        raise ConfigurationError("rates", rates, str(exc)) from None
 
 
 class KeyMaker:

@@ -10,12 +10,12 @@ from typing import Final
 
 from redis.cluster import RedisCluster
 
-from flask_redis_guard.core.rates import Decision, Rate, parse_rates
+from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import RedisUnavailable
 
 from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
 from .denials import DenialCache
-from .keys import KeyMaker, Rates, Subject
+from .keys import KeyMaker, Rates, Subject, read_rates
 from .local import LocalLimiter
 from .scripts import ClientSource, Script, client_getter, guarded, script_mode
 
@@ -89,20 +89,21 @@ class RateLimiter:
         :param cost: units to charge.
         :param scope: what is counted. The same rates in the same scope share their counters.
         :raises RedisUnavailable: if Redis gave no answer, or an error.
-        :raises ValueError: for a bad rate or cost.
+        :raises ConfigurationError: for a bad rate; it is a ``ValueError``.
+        :raises ValueError: for a bad cost.
         :raises TypeError: for a subject of another type.
         """
-        return self.judge([Charge(parse_rates(rates), key, cost, scope)])[0]
+        return self.judge([Charge(read_rates(rates), key, cost, scope)])[0]
 
     def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """What :meth:`hit` would say now, without charging. It always asks Redis."""
-        plan = Plan([Charge(parse_rates(rates), key, cost, scope)], self.keys)
+        plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys)
         self._ask(plan, plan.rows, b"peek")
         return plan.decisions()[0]
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
         """Free a subject of all that it was charged. ``cost`` is taken for symmetry only."""
-        rows = Plan([Charge(parse_rates(rates), key, cost, scope)], self.keys).rows
+        rows = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys).rows
         keys = [row.key for row in rows]
         guarded("rate limit reset", self._client().delete, *keys)
         self.denials.forget(keys)
@@ -113,7 +114,7 @@ class RateLimiter:
         :returns: the number of counters deleted.
         """
         deleted = 0
-        for rate in parse_rates(rates):
+        for rate in read_rates(rates):
             deleted += guarded("rate limit reset", self._delete_matching, rate, scope)
         self.denials.clear()
         return deleted

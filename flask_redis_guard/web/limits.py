@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.limiting.keys import read_rates
 from flask_redis_guard.web.subjects import Key, check_key, subject_of
 
 #: Rates as text, as objects, or from a function that is asked at every request.
@@ -138,17 +139,6 @@ class DeclaredLimits:
     def __init__(self) -> None:
         self.apps: list[tuple[Flask | None, Limit]] = []
         self.blueprints: list[tuple[Blueprint, Limit]] = []
-
-
-def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
-    """Read rates that were declared.
-
-    :raises ConfigurationError: instead of the core's ``ValueError``.
-    """
-    try:
-        return parse_rates(rates, algorithm=algorithm)
-    except ValueError as exc:
-        raise ConfigurationError("rates", rates, str(exc)) from None
 
 
 @contextmanager

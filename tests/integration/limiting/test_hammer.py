@@ -104,7 +104,7 @@ def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
         stepped = time.monotonic()
         at(stepped - begun + 3.5)  # a window later, admissions go on
         server.kill()
-        at(stepped - begun + 4.7)  # longer than a refusal is remembered, so that everybody asks meanwhile
+        at(stepped - begun + 4.7)  # nobody remembers a refusal for so long: all of them ask
         server.start()
         restarted = time.monotonic()
         found = json.loads(process.communicate(timeout=60)[0])
