@@ -15,60 +15,13 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions as redis_errors
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from flask_redis_guard.client.operation import INFINITE, Operation, current
+from flask_redis_guard.client.blocking import blocking_seconds
+from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
-
-#: Commands that wait at the server, and where their arguments name the seconds:
-#: an index, or the word before the milliseconds.
-BLOCKING: dict[str, int | str] = {
-    "BLPOP": -1,
-    "BRPOP": -1,
-    "BRPOPLPUSH": -1,
-    "BLMOVE": -1,
-    "BZPOPMIN": -1,
-    "BZPOPMAX": -1,
-    "BLMPOP": 1,
-    "BZMPOP": 1,
-    "XREAD": "BLOCK",
-    "XREADGROUP": "BLOCK",
-    "WAIT": "ms",
-    "WAITAOF": "ms",
-}
-
-
-def blocking_seconds(args: Sequence[Any]) -> float:
-    """Return how long a command may wait at the server by its own arguments, in seconds.
-
-    :param args: the command's words.
-    :returns: 0 for a command that does not block, infinity for one that waits for ever.
-    """
-    place = BLOCKING.get(_word(args[0])) if args else None
-    if place is None:
-        return 0.0
-    try:
-        if place == "BLOCK":
-            words = [_word(word) for word in args]
-            if "BLOCK" not in words:
-                return 0.0
-            seconds = float(args[words.index("BLOCK") + 1]) / 1000
-        elif place == "ms":
-            seconds = float(args[-1]) / 1000
-        else:
-            seconds = float(args[int(place)])
-    except (ValueError, TypeError, IndexError):
-        return 0.0  # the server will say what is wrong with it
-    return seconds if seconds > 0 else INFINITE if seconds == 0 else 0.0
-
-
-def _word(word: Any) -> str:
-    """Return one of a command's words in capitals; redis-py has some as bytes."""
-    if isinstance(word, bytes):
-        word = word.decode("latin-1")
-    return word.upper() if isinstance(word, str) else ""
 
 
 class GuardedConnection:

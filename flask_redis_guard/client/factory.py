@@ -14,12 +14,7 @@ from redis.connection import AbstractConnection, parse_url
 from redis.retry import Retry
 
 from flask_redis_guard.checks import redact_url
-from flask_redis_guard.client.cluster import (
-    GuardedCluster,
-    NodePool,
-    NodeTCPConnection,
-    NodeTLSConnection,
-)
+from flask_redis_guard.client.cluster import GuardedCluster
 from flask_redis_guard.client.connections import (
     GuardedConnection,
     TCPConnection,
@@ -30,6 +25,7 @@ from flask_redis_guard.client.connections import (
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.guarded import GuardedRedis
 from flask_redis_guard.client.memory import memory_pool
+from flask_redis_guard.client.nodes import NodePool, NodeTCPConnection, NodeTLSConnection
 from flask_redis_guard.client.pool import GuardedPool
 from flask_redis_guard.client.sentinel import (
     Discovery,

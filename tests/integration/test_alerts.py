@@ -14,7 +14,8 @@ import pytest
 from flask import Flask
 
 from flask_redis_guard import CircuitState, RedisUnavailable, signals
-from flask_redis_guard.web.alerts import BURST, MOST_WAITING, Alert, Alerts, DeliveryQueue
+from flask_redis_guard.web.alerts import BURST, Alert, Alerts
+from flask_redis_guard.web.delivery import MOST_WAITING, DeliveryQueue
 from tests.support import GunicornApp, RedisServer, eventually
 from tests.support.ports import PortLease
 
