@@ -67,9 +67,8 @@ class Discovery:
         raise redis_errors.ConnectionError("No master found")
 
     def _ask(self, sentinel: redis.Redis) -> tuple[str, int] | None:
-        found: Any = sentinel.execute_command(
-            "SENTINEL GET-MASTER-ADDR-BY-NAME", self._service, once=True, return_responses=True
-        )
+        # In two words: redis-py's callback for the joined name differs between versions.
+        found: Any = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
         return (str_if_bytes(found[0]), int(found[1])) if found else None
 
     def _note(self, address: tuple[str, int]) -> None:

@@ -129,7 +129,7 @@ class SentinelSetup(_Topology):
 
     def _master(self, sentinel: RedisServer) -> dict[str, Any]:
         with sentinel.client() as client:
-            return dict(client.sentinel_master(self.name))
+            return dict(client.sentinel_masters()[self.name])  # redis-py 6.4 cannot ask for one
 
     def _complete(self) -> bool:
         views = [self._master(sentinel) for sentinel in self.sentinels]
