@@ -78,6 +78,10 @@ class GuardedSessionInterface(SessionInterface):
             raise
         if is_saved:
             self._set_cookie(app, session, response)
+        if not is_saved:  # a WebSocket's, mostly
+            session.warn_of_loss(app.json.dumps)
+        elif response.is_streamed:
+            response.call_on_close(partial(session.warn_of_loss, app.json.dumps))
 
     def _set_cookie(self, app: Flask, session: Session, response: Response) -> None:
         name = self.get_cookie_name(app)

@@ -97,13 +97,15 @@ class Session(SessionMixin):
     def bind_user(self, user_id: ids.UserId) -> None:
         """Make the session one of a user's, which ``guard.sessions.revoke_user`` ends.
 
-        The id changes as by :meth:`regenerate`, unless the session is that user's already.
+        The id changes as by :meth:`regenerate`, also if the session was that user's before: a
+        logout may have left other values in it, and with them an id that somebody else knows.
 
         :param user_id: the user; ``5`` and ``"5"`` are the same.
         :raises ValueError: if it names nobody.
         """
         self._require_writable()
-        if not ids.is_bound(self.sid, user_id):
+        self._open()
+        if self._next_id is None or not ids.is_bound(self._next_id, user_id):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
@@ -140,10 +142,15 @@ class Session(SessionMixin):
         return self
 
     def clear(self) -> None:
-        """Remove everything, also what another request adds at this moment."""
+        """Remove everything, also what another request adds at this moment.
+
+        The session ends with it: what is put in afterwards is stored under a new id.
+        """
         self._require_writable()
         self._open().clear()
         self._wiped = self.modified = True
+        if self._id is not None and self._next_id is None:
+            self.regenerate()
 
     def copy(self) -> dict[str, Any]:
         """Return the values as a plain ``dict``."""
@@ -158,19 +165,21 @@ class Session(SessionMixin):
         """
         if self._data is None or self._failed or self._is_websocket():
             self._saved = True
-            self._warn_of_loss()
             return False
         if not self._saved:  # an answer to an error that came after it is saved passes here again
             self._saved = self._failed = True
-            self._store_change(encode(self._data))
+            try:
+                self._store_change(encode(self._data))
+            except RedisUnavailable as error:
+                self._error = error
+                raise
             self._failed = False
         return True
 
     def _open(self) -> dict[str, Any]:
         if self._data is not None:
             return self._data
-        if self._error is not None:
-            raise type(self._error)(*self._error.args) from self._error
+        self._raise_again()
         self.accessed = True
         session_id = self._verify(self.cookie) if self.cookie else None
         fields = None if session_id is None else self._fetch(session_id)
@@ -188,11 +197,16 @@ class Session(SessionMixin):
             self._error = error
             raise
 
+    def _raise_again(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(*self._error.args) from self._error
+
     def _require_writable(self) -> None:
+        self._raise_again()
         if self._saved:
             raise GuardError(
-                "The session was saved with the response already, and this change would be lost; "
-                "in a streamed body, change the session before the streaming begins"
+                "The response is complete, and this change of the session would be lost; in a "
+                "streamed body, change the session before the streaming begins"
             )
         if self._is_websocket():
             raise GuardError(
@@ -200,10 +214,22 @@ class Session(SessionMixin):
                 "its cookie was sent with the handshake"
             )
 
-    def _warn_of_loss(self) -> None:
-        """Log a change inside a value that nothing could forbid, where it cannot be saved."""
-        if self._data is not None and not self._failed and self._change_to(encode(self._data)):
-            logger.error("A change inside a session is lost: a WebSocket's is read-only")
+    def warn_of_loss(self, dumps: Callable[..., str]) -> None:
+        """Log a change inside a value that nothing could forbid, where it cannot be saved.
+
+        :param dumps: of the app's JSON provider, for where there is no current app any more.
+        """
+        if self._data is None or self._failed:
+            return
+        try:
+            lost = bool(self._change_to(encode(self._data, dumps)))
+        except TypeError:
+            lost = True
+        if lost:
+            logger.error(
+                "A change inside a session is lost: it came after the response was complete, or "
+                "in a WebSocket handler, where the session is read-only"
+            )
 
     def _change_to(self, fields: Fields) -> Change:
         stored = self._stored
@@ -218,6 +244,7 @@ class Session(SessionMixin):
         change = self._change_to(fields)
         self.modified = self.modified or bool(change)
         session_id, self._id = self._id, None
+        known, self._stored = self._stored, fields
         result = Saved.STORED
         if session_id is None:
             if not fields:
@@ -229,11 +256,11 @@ class Session(SessionMixin):
             return
         elif self._next_id is not None:
             old, session_id = session_id, self._next_id
-            result = self._store.move(old, session_id, self._stored, change, self._lifetime_ms)
+            result = self._store.move(old, session_id, known, change, self._lifetime_ms)
         elif change or (self.modified and not self._renew_on_read):
             result = self._store.change(session_id, change, self._lifetime_ms)
         if result is Saved.ENDED:
             # No answer may claim that the change is saved. A second try meets an empty session.
             raise RedisUnavailable("SESSION SAVE", "session-ended")
         self._id = session_id if result is Saved.STORED else None
-        self._next_id = None
+        self._next_id, self._wiped = None, False
