@@ -356,7 +356,7 @@ def test_a_value_that_cannot_be_stored_is_the_apps_fault(setup: Setup) -> None:
     assert "Set-Cookie" not in response.headers
     assert client.get("/read").json == {"a": 1}
     setup.app.testing = True
-    with pytest.raises(TypeError, match="under 'unfit' cannot be stored.* keep an object's id"):
+    with pytest.raises(TypeError, match=r"under 'unfit' cannot be stored.* keep an object's id"):
         client.post("/unfit")
 
 
