@@ -71,6 +71,7 @@ class DeliveryQueue:
         self._waiting: deque[Alert] = deque()
         self._lock = ProcessLock()
         self._pid: int | None = None
+        self._running = False
         self._wake = threading.Event()
         #: Tries that are waited for no more and have not ended.
         self.hanging = 0
@@ -81,19 +82,23 @@ class DeliveryQueue:
     def put(self, alert: Alert) -> None:
         """Queue a message; returns at once."""
         with self._lock:
-            first = self._pid != os.getpid()  # in this process: threads do not survive a fork
-            if first:
-                self._pid = os.getpid()
+            if self._pid != os.getpid():  # threads do not survive a fork
+                self._pid, self._running = os.getpid(), False
                 self._wake = threading.Event()
                 self._waiting.clear()  # what the parent has queued is the parent's to deliver
                 self.hanging = 0
             lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             self._waiting.append(alert)
             self._wake.set()
+            start, self._running = not self._running, True
         if lost is not None:
             logger.error("Too many undelivered alerts: %s of %d is lost", lost.kind, lost.at)
-        if first:
-            threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
+        if start:
+            try:
+                threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
+            except RuntimeError as exc:  # out of threads or memory
+                self._running = False
+                logger.error("Alerts cannot be delivered now and wait for the next one: %s", exc)
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -132,7 +137,11 @@ class DeliveryQueue:
                         self._outlasted(alert, delivered=failure is None)
                 done.set()
 
-        threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
+        try:
+            threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
+        except RuntimeError as exc:  # out of threads or memory
+            logger.error("Delivering the alert %s failed: %s", alert.kind, exc)
+            return False
         done.wait(self._timeout)
         with self._lock:
             if not failures:
