@@ -16,7 +16,8 @@ SCRIPT = """
 import json, resource, sys, threading
 
 from flask import Flask
-from flask_redis_guard import RedisGuard
+from flask_redis_guard import RedisGuard, RedisUnavailable
+from flask_redis_guard.limiting.places import Place
 from tests.support import eventually
 
 told = []
@@ -37,6 +38,11 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 threading.stack_size(1 << 30)
 resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
 starved = [client.get("/").status_code for _ in range(3)]
+places = app.extensions["redis_guard"].places
+try:
+    places.take(Place("somebody", 1, 60, "chat"))
+except RedisUnavailable as error:
+    starved.append(error.reason)
 print("kill", flush=True)
 sys.stdin.readline()
 starved.append(client.get("/").status_code)
@@ -47,6 +53,7 @@ sys.stdin.readline()
 client.get("/")  # starts the check, which closes the breaker without another request
 eventually(lambda: guard._guard(app).breaker.state.value == "closed", 10)
 eventually(lambda: "recovered" in [alert.kind for alert in told], 10)
+assert places.take(Place("somebody", 1, 60, "chat")) is None  # the place was given back
 print(json.dumps([starved, [alert.kind for alert in told]]))
 """
 
@@ -72,6 +79,7 @@ def test_what_needs_a_thread_begins_once_there_is_one(own_server: RedisServer) -
         output, log = process.communicate(timeout=30)
     assert process.returncode == 0, log
     starved, told = json.loads(output)
-    assert starved == [200, 200, 200, 503]
+    # A place that nothing would renew is refused: its lease would end while it is held.
+    assert starved == [200, 200, 200, "limit-failed", 503]
     assert set(told) == {"connection-failed", "breaker-open", "recovered"}
     assert log.count("The background check of Redis cannot start yet") == 1
