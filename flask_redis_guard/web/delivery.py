@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import iscoroutine
 from typing import Any
 
 from flask_redis_guard.core.locks import ProcessLock
@@ -126,7 +127,11 @@ class DeliveryQueue:
         def attempt() -> None:
             failure: str | None = "it was interrupted"
             try:
-                failure = "it returned False" if self._deliver(alert) is False else None
+                result = self._deliver(alert)
+                if iscoroutine(result):
+                    result.close()
+                    raise TypeError("a deliverer may not be async")
+                failure = "it returned False" if result is False else None
             except Exception as exc:  # noqa: BLE001 - whatever a user's function may raise
                 # Not the exception's text: a webhook's URL in it is a secret.
                 failure = type(exc).__name__

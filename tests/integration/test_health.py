@@ -228,6 +228,19 @@ def test_callable_decides(redis_server: RedisServer) -> None:
     assert client.get(f"{PREFIX}/status").status_code == 403
 
 
+def test_async_callable_authorises_nobody(redis_server: RedisServer) -> None:
+    async def nobody() -> bool:
+        return False
+
+    with pytest.raises(ConfigurationError, match="not async"):
+        make_app(redis_server.url, REDIS_GUARD_HEALTH_AUTHORIZE=nobody)
+    # A coroutine is true, whatever it would say.
+    app = make_app(redis_server.url, REDIS_GUARD_HEALTH_AUTHORIZE=lambda: nobody())
+    client: Any = app.test_client()
+    assert "details" not in client.get(f"{PREFIX}/detailed").json
+    assert client.get(f"{PREFIX}/status.json").status_code == 403
+
+
 def test_without_any_authorisation_nobody_is_shown_more(redis_server: RedisServer) -> None:
     client: Any = make_app(redis_server.url).test_client()
     assert "details" not in client.get(f"{PREFIX}/detailed", headers=BEARER).json
