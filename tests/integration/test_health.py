@@ -228,6 +228,25 @@ def test_callable_decides(redis_server: RedisServer) -> None:
     assert client.get(f"{PREFIX}/status").status_code == 403
 
 
+def test_callable_that_needs_redis_is_a_no_in_an_outage(
+    own_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = RedisGuard()
+    app = Flask("by-redis")
+    app.config.update(
+        REDIS_URL=own_server.url,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        REDIS_GUARD_HEALTH_AUTHORIZE=lambda: guard.client.ping(),
+    )
+    guard.init_app(app)
+    client = app.test_client()
+    assert client.get(f"{PREFIX}/status").status_code == 200
+    own_server.kill()
+    assert client.get(f"{PREFIX}/status").status_code == 403
+    assert "AUTHORIZE needs Redis" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def test_async_callable_authorises_nobody(redis_server: RedisServer) -> None:
     async def nobody() -> bool:
         return False
