@@ -8,12 +8,16 @@ from typing import Any
 
 from flask.sessions import SessionMixin
 
+from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.web.sessions import ids
 from flask_redis_guard.web.sessions.codec import Change, Fields, Saved, encode, same
 from flask_redis_guard.web.sessions.store import SessionStore
 
 logger = logging.getLogger("flask_redis_guard")
+
+#: Threads of one request that look into its session first, all of them, agree on what they see.
+_opening = ProcessLock()
 
 
 class Session(SessionMixin):
@@ -183,12 +187,13 @@ class Session(SessionMixin):
         self.accessed = True
         session_id = self._verify(self.cookie) if self.cookie else None
         fields = None if session_id is None else self._fetch(session_id)
-        self._data = None if fields is None else self._store.read(fields)
-        if self._data is None or fields is None:
-            self._data = {}
-        else:
-            self._id, self._stored = session_id, fields
-        return self._data
+        data = None if fields is None else self._store.read(fields)
+        with _opening:
+            if self._data is None:  # else another thread of this request was faster
+                if data is not None and fields is not None:
+                    self._id, self._stored = session_id, fields
+                self._data = data or {}
+            return self._data
 
     def _fetch(self, session_id: str) -> Fields | None:
         try:

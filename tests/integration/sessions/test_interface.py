@@ -12,6 +12,7 @@ import pytest
 from flask import (
     Flask,
     Response,
+    copy_current_request_context,
     flash,
     get_flashed_messages,
     jsonify,
@@ -588,6 +589,29 @@ def test_a_change_inside_a_value_in_a_streamed_body_is_told_of(
     assert client.post("/stream/late", buffered=True).text == "begun"
     assert "A change inside a session is lost" in caplog.text
     assert client.get("/read").json == {"seen": ["before"]}
+
+
+def test_threads_of_one_request_share_its_session(setup: Setup) -> None:
+    @setup.app.post("/threads")
+    def threads() -> str:
+        together = threading.Barrier(8)
+
+        def write(number: int) -> None:
+            together.wait(10)
+            session[str(number)] = number
+
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(copy_current_request_context(write), number)
+        return "written"
+
+    client = setup.client()
+    client.post("/write", json={"0": None})
+    for _ in range(5):
+        client.post("/threads")
+        assert client.get("/read").json == {str(number): number for number in range(8)}
+        client.post("/logout")
+        client.post("/write", json={"0": None})
 
 
 def test_changes_of_after_request_functions_are_saved(setup: Setup) -> None:
