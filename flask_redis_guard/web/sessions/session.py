@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-from flask.sessions import SessionMixin
 
 from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.web.sessions import ids
 from flask_redis_guard.web.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.web.sessions.mapping import LazyMapping
 from flask_redis_guard.web.sessions.store import SessionStore
 
 logger = logging.getLogger("flask_redis_guard")
@@ -20,7 +19,7 @@ logger = logging.getLogger("flask_redis_guard")
 _opening = ProcessLock()
 
 
-class Session(SessionMixin):
+class Session(LazyMapping):
     """The session of one request.
 
     Whatever looks into it or changes it raises ``RedisUnavailable`` where Redis cannot be asked:
@@ -34,9 +33,6 @@ class Session(SessionMixin):
     :param renew_on_read: whether a request that changes nothing is a use.
     :param is_websocket: whether the request is a WebSocket's, whose session is read-only.
     """
-
-    modified = False
-    accessed = False
 
     def __init__(
         self,
@@ -113,38 +109,6 @@ class Session(SessionMixin):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
-    def __getitem__(self, key: str) -> Any:
-        return self._open()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._open())
-
-    def __len__(self) -> int:
-        return len(self._open())
-
-    def __repr__(self) -> str:
-        return repr(self._open())
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._require_writable()
-        self._open()[key] = value
-        self.modified = True
-
-    def __delitem__(self, key: str) -> None:
-        self._require_writable()
-        del self._open()[key]
-        self.modified = True
-
-    def __or__(self, other: Any) -> dict[str, Any]:
-        return {**self._open(), **other}
-
-    def __ror__(self, other: Any) -> dict[str, Any]:
-        return {**other, **self._open()}
-
-    def __ior__(self, other: Any) -> Session:
-        self.update(other)
-        return self
-
     def clear(self) -> None:
         """Remove everything, also what another request adds at this moment.
 
@@ -155,10 +119,6 @@ class Session(SessionMixin):
         self._wiped = self.modified = True
         if self._id is not None and self._next_id is None:
             self.regenerate()
-
-    def copy(self) -> dict[str, Any]:
-        """Return the values as a plain ``dict``."""
-        return self._open().copy()
 
     def save(self) -> bool:
         """Store what changed; the session cannot be written afterwards.
