@@ -14,7 +14,7 @@ from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.web import ratelimit, replies, websocket
 from flask_redis_guard.web.host import EXTENSION
-from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
+from flask_redis_guard.web.limits import DeclaredLimits, Rates
 from flask_redis_guard.web.sessions import SessionStore
 
 
@@ -77,13 +77,13 @@ class RedisGuard:
     def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
         """Limit every request but automatic ``OPTIONS``, static files and the health routes.
 
-        URLs that match no route count as well.
+        URLs that match no route, or no static file, count as well.
 
         :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
         :param app: the app to limit; every app of this guard if not given.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.apps.append((app, Limit.declare(rates, **options)))
+        self._declared.apps.append((app, self._declared.declare(rates, **options)))
 
     def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
         """Limit every request of a blueprint and of those nested in it, counted together.
@@ -92,7 +92,7 @@ class RedisGuard:
         :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
+        self._declared.blueprints.append((blueprint, self._declared.declare(rates, **options)))
 
     @property
     def sessions(self) -> SessionStore:

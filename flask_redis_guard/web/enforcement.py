@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from flask import has_request_context, request
+from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision
@@ -24,7 +25,7 @@ class RequestLimits:
     def __init__(self) -> None:
         #: Whether the limits ahead of the view were looked for.
         self.checked = False
-        self.ahead: set[Limit] = set()
+        self._ahead: dict[Limit, bool] = {}
         self.judged: list[tuple[Limit, Decision]] = []
 
     @classmethod
@@ -37,26 +38,53 @@ class RequestLimits:
         )
         return state
 
+    def cover(self, ahead: dict[Limit, bool]) -> None:
+        """Note limits that were judged ahead of the view.
+
+        :param ahead: false for one that may be of a function which the view calls, not of the view.
+        """
+        self._ahead.update(ahead)
+
+    def covers(self, limit: Limit) -> bool:
+        """Tell whether a call needs not be judged: of what the view may call, the first only."""
+        own = self._ahead.get(limit)
+        if own is False:
+            del self._ahead[limit]
+        return own is not None
+
 
 def enforce(applied: Sequence[Applied]) -> None:
     """Judge limits in one go.
 
+    Where a function of the user refuses, the other limits count the request all the same.
+
     :param applied: limits, each with the scope it has where none was given.
     :raises RateLimitExceeded: if one of them has no room; nothing was charged then.
     :raises RedisUnavailable: if it cannot be told.
+    :raises HTTPException: what a function of the user aborted with.
     """
     host = current_host()
-    judged = judge(host, work_out(host, applied))
+    charged: list[Charged] = []
+    refusal: HTTPException | None = None
+    for one in applied:
+        try:
+            charged += work_out(host, [one])
+        except HTTPException as error:  # RedisUnavailable is one
+            refusal = refusal or error
+    judged = judge(host, charged)
     state = RequestLimits.current()
     if state is not None:
         state.judged += [(limit, decision) for limit, _, decision in judged]
     refuse(host, judged, current_endpoint())
+    if refusal is not None:
+        raise refusal
 
 
 def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
     """Return what the limiter is to be asked in the current request.
 
     :raises RedisUnavailable: if a function of the user fails.
+    :raises HTTPException: what it aborted with.
     """
     with refusing_errors():
         return [

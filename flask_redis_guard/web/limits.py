@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,6 @@ from flask_redis_guard.web.subjects import Key, check_key, subject_of
 Rates = str | Rate | Iterable[str | Rate] | Callable[[], Any]
 
 ON_OUTAGE = ("deny", "local", "allow")
-MARK = "__redis_guard_limits__"
 #: What a client is told, by HTTP or when its connection is closed.
 UNAVAILABLE = "Rate limiting service temporarily unavailable"
 
@@ -45,6 +43,8 @@ class Limit:
     refund_when: Callable[[Response], bool] | None = None
     defer: bool = False
     shadow: bool = False
+    #: The scope that a call of the decorated function is counted in.
+    function_scope: str = ""
 
     @classmethod
     def declare(cls, rates: Rates, methods: Iterable[str] | None = None, **options: Any) -> Limit:
@@ -62,6 +62,11 @@ class Limit:
         for name in ("exempt_when", "refund_when"):
             if options.get(name) is not None and not callable(options[name]):
                 raise ConfigurationError(name, options[name], "a callable")
+        for name, kind in (("defer", bool), ("shadow", bool), ("scope", (str, type(None)))):
+            if name in options and not isinstance(options[name], kind):
+                raise ConfigurationError(
+                    name, options[name], "text" if name == "scope" else "a bool"
+                )
         cost = options.get("cost", 1)
         if not callable(cost) and (type(cost) is not int or cost < 1):
             raise ConfigurationError("cost", cost, "a whole number of at least 1, or a callable")
@@ -140,6 +145,16 @@ class DeclaredLimits:
         self.apps: list[tuple[Flask | None, Limit]] = []
         self.blueprints: list[tuple[Blueprint, Limit]] = []
 
+    @staticmethod
+    def declare(rates: Rates, **options: Any) -> Limit:
+        """Check the arguments of one.
+
+        :raises ConfigurationError: as :meth:`Limit.declare`, and for ``defer``.
+        """
+        if options.get("defer"):
+            raise ConfigurationError("defer", True, "False; it needs a decorated view")
+        return Limit.declare(rates, **options)
+
 
 @contextmanager
 def refusing_errors() -> Iterator[None]:
@@ -157,46 +172,3 @@ def unavailable(error: RedisUnavailable) -> RedisUnavailable:
     """Let the answer to the client name what it is that cannot be asked."""
     error.description = UNAVAILABLE
     return error
-
-
-def limits_of(view: Any, mark: str = MARK) -> tuple[Any, ...]:
-    """Return the limits that a view or one of the functions it wraps was decorated with.
-
-    ``functools.wraps`` hands the mark on. A decorator that does without leaves the view in its
-    closure; a closure is followed only into functions defined elsewhere, for a view may well close
-    over a neighbour that has a limit of its own.
-
-    :param view: a view function as it was registered.
-    :param mark: the attribute that a decorator leaves.
-    """
-    found: dict[Any, None] = {}
-    seen: list[Any] = []
-    queue = [view]
-    while queue and len(seen) < 50:
-        function = queue.pop()
-        if any(function is other for other in seen):
-            continue
-        seen.append(function)
-        found.update(dict.fromkeys(getattr(function, mark, ())))
-        if isinstance(function, functools.partial):
-            queue.append(function.func)
-        queue += [inner for inner in _wrapped_by(function, mark) if callable(inner)]
-    return tuple(found)
-
-
-def _wrapped_by(function: Any, mark: str) -> Iterable[Any]:
-    yield getattr(function, "__wrapped__", None)
-    home = _home(function)
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            inner = cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
-        marked = hasattr(inner, mark) or hasattr(inner, "__wrapped__")
-        if marked and _home(inner) != home:
-            yield inner
-
-
-def _home(function: Any) -> tuple[str, str]:
-    qualname = getattr(function, "__qualname__", "")
-    return getattr(function, "__module__", "") or "", qualname.rpartition(".")[0]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from flask import Flask
 
+from flask_redis_guard.web.decorated import handler_of, marks_of, view_of
 from flask_redis_guard.web.host import Host
-from flask_redis_guard.web.limits import Limit, limits_of
+from flask_redis_guard.web.limits import Limit
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -22,6 +23,8 @@ class Entry(NamedTuple):
     #: The URL rule; ``*`` for whole apps and blueprints.
     rule: str
     limit: Limit
+    #: What is counted, where that is not the endpoint: ``function:NAME``.
+    counted: str | None = None
 
 
 def survey(app: Flask, host: Host) -> Iterator[Entry]:
@@ -36,8 +39,14 @@ def survey(app: Flask, host: Host) -> Iterator[Entry]:
         for limit in host.blueprint_limits(blueprint):
             yield Entry(f"blueprint:{name}", "*", limit)
     for rule in app.url_map.iter_rules():
-        for limit in limits_of(app.view_functions.get(rule.endpoint)):
-            yield Entry(f"endpoint:{rule.endpoint}", rule.rule, limit)
+        view = view_of(app, rule.endpoint)
+        found = {
+            limit: False for m in rule.methods or () for limit in marks_of(handler_of(view, m))
+        }
+        found.update(marks_of(view))
+        for limit, own in found.items():
+            counted = None if own and not limit.defer else limit.function_scope or None
+            yield Entry(f"endpoint:{rule.endpoint}", rule.rule, limit, counted)
 
 
 def report_weak_limits(app: Flask, host: Host) -> None:
@@ -52,7 +61,10 @@ def report_weak_limits(app: Flask, host: Host) -> None:
     entries = list(survey(app, host))
     everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
     guarded = {entry.scope for entry in entries if _by_address(entry.limit)}
-    for scope, rule, limit in entries:
+    accepted: dict[str, set[str]] = {}
+    for url_rule in app.url_map.iter_rules():
+        accepted.setdefault(f"endpoint:{url_rule.endpoint}", set()).update(url_rule.methods or ())
+    for scope, rule, limit, _ in entries:
         where = scope if rule == "*" else f"{scope} ({rule})"
         if limit.on_outage != "deny":
             logger.warning(
@@ -60,6 +72,13 @@ def report_weak_limits(app: Flask, host: Host) -> None:
             )
         if limit.shadow:
             logger.warning("The limit of %s is in shadow mode: it refuses nobody", where)
+        methods = accepted.get(scope)
+        if limit.methods is not None and methods is not None and not limit.methods & methods:
+            logger.warning(
+                "The limit of %s is for %s, which is never accepted there: it limits nothing",
+                where,
+                ", ".join(sorted(limit.methods)),
+            )
         named = isinstance(limit.key, str) and limit.key.partition(":")[0] in ("header", "session")
         if named and scope not in guarded and not everywhere:
             logger.warning(

@@ -7,11 +7,13 @@ import ipaddress
 import logging
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
-from flask import Response, abort
+from flask import Blueprint, Response, abort
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_redis_guard import ConfigurationError, rate_limit_exceeded, rate_limited
 from tests.integration.ratelimit.conftest import Made
@@ -126,6 +128,30 @@ def test_the_forms_of_an_address_are_one(make_app: Make) -> None:
     assert codes == [200, 200, 429, 200]
 
 
+@pytest.mark.parametrize(
+    ("addresses", "codes"),
+    [
+        # Some proxies write the port into X-Forwarded-For: each connection has another.
+        (["192.0.2.1:4001", "192.0.2.1:4002", " 192.0.2.1"], [200, 200, 429]),
+        (["[2001:db8::1]:4001", "[2001:db8::1]:4002", "[2001:db8::1]"], [200, 200, 429]),
+        (["[::ffff:192.0.2.1]:4001", "[fe80::1%eth0]:1", "[fe80::2%eth1]:2"], [200, 200, 200]),
+        # What a translator made of IPv4 is not one customer's network.
+        (["64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2", "64:ff9b::192.0.2.3"], [200] * 3),
+        (["64:ff9b::192.0.2.1", "192.0.2.1", "192.0.2.1:80"], [200, 200, 429]),
+        (["unknown", "unknown", "unknown"], [200, 200, 429]),
+    ],
+)
+def test_neither_a_port_nor_a_translator_makes_another_client(
+    make_app: Make, addresses: list[str], codes: list[int]
+) -> None:
+    made = limited(make_app(), "2/minute")
+    made.app.wsgi_app = ProxyFix(made.app.wsgi_app)  # type: ignore[method-assign]
+    assert [
+        made.client.get("/", headers={"X-Forwarded-For": address}).status_code
+        for address in addresses
+    ] == codes
+
+
 def test_a_missing_address_is_one_bucket(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     made = limited(make_app(), "2/minute")
     assert made.codes("/", 3, environ_base={"REMOTE_ADDR": ""}) == [200, 200, 429]
@@ -159,6 +185,11 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
         ({"rates": "0/minute"}, "rates"),
         ({"rates": 5}, "rates"),
         ({"rates": "5/minute", "key": "cookie"}, "key"),
+        ({"rates": "5/minute", "key": "header: X-Api-Key"}, "key"),
+        ({"rates": "5/minute", "key": "header:X-Api-Key:"}, "key"),
+        ({"rates": "5/minute", "shadow": "0"}, "shadow"),
+        ({"rates": "5/minute", "defer": None}, "defer"),
+        ({"rates": "5/minute", "scope": 5}, "scope"),
         ({"rates": "5/minute", "cost": 0}, "cost"),
         ({"rates": "5/minute", "cost": True}, "cost"),
         ({"rates": "5/minute", "methods": "POST"}, "methods"),
@@ -176,6 +207,13 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
 def test_bad_arguments_stop_the_decoration(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         rate_limited(**options)
+
+
+def test_whole_apps_and_blueprints_have_nothing_to_defer(make_app: Make) -> None:
+    guard = make_app().guard
+    for limit in (guard.limit_app, partial(guard.limit_blueprint, Blueprint("a", __name__))):
+        with pytest.raises(ConfigurationError, match="defer"):
+            limit("5/minute", defer=True)
 
 
 def test_an_error_reply_refuses(make_app: Make, redis_server: RedisServer) -> None:
