@@ -40,6 +40,7 @@ class RedisGuard:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
         guard = AppGuard(app, Settings.load(app.config), self._declared)
         app.extensions[EXTENSION] = guard
+        self._declared.claim()
         replies.install(app)
         ratelimit.install(app)
         websocket.install(app)
@@ -83,7 +84,7 @@ class RedisGuard:
         :param app: the app to limit; every app of this guard if not given.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.apps.append((app, self._declared.declare(rates, **options)))
+        self._declared.limit_app(app, rates, options)
 
     def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
         """Limit every request of a blueprint and of those nested in it, counted together.
@@ -92,7 +93,7 @@ class RedisGuard:
         :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.blueprints.append((blueprint, self._declared.declare(rates, **options)))
+        self._declared.limit_blueprint(blueprint, rates, options)
 
     @property
     def sessions(self) -> SessionStore:

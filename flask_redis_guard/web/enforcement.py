@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from flask import has_request_context, request
@@ -13,6 +14,8 @@ from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import Limit, refusing_errors, unavailable
+
+logger = logging.getLogger("flask_redis_guard")
 
 Applied = tuple[Limit, str]
 Charged = tuple[Limit, Charge]
@@ -26,7 +29,10 @@ class RequestLimits:
         #: Whether the limits ahead of the view were looked for.
         self.checked = False
         self._ahead: dict[Limit, bool] = {}
-        self.judged: list[tuple[Limit, Decision]] = []
+        #: What the response tells of each limit: the last decision, however often it was asked.
+        self.decisions: dict[Limit, Decision] = {}
+        #: What may be given back after the response is made.
+        self.refundable: list[tuple[Limit, Decision]] = []
 
     @classmethod
     def current(cls) -> RequestLimits | None:
@@ -37,6 +43,13 @@ class RequestLimits:
             "redis_guard_limits", cls()
         )
         return state
+
+    def note(self, judged: Iterable[Judged]) -> None:
+        """Note decisions for the response."""
+        for limit, _, decision in judged:
+            self.decisions[limit] = decision
+            if decision.receipt is not None:
+                self.refundable.append((limit, decision))
 
     def cover(self, ahead: dict[Limit, bool]) -> None:
         """Note limits that were judged ahead of the view.
@@ -74,7 +87,7 @@ def enforce(applied: Sequence[Applied]) -> None:
     judged = judge(host, charged)
     state = RequestLimits.current()
     if state is not None:
-        state.judged += [(limit, decision) for limit, _, decision in judged]
+        state.note(judged)
     refuse(host, judged, current_endpoint())
     if refusal is not None:
         raise refusal
@@ -83,15 +96,20 @@ def enforce(applied: Sequence[Applied]) -> None:
 def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
     """Return what the limiter is to be asked in the current request.
 
-    :raises RedisUnavailable: if a function of the user fails.
+    :raises RedisUnavailable: if a function of the user fails; that of a shadow limit is logged.
     :raises HTTPException: what it aborted with.
     """
-    with refusing_errors():
-        return [
-            (limit, limit.charge(scope, host.settings.ipv6_prefix))
-            for limit, scope in applied
-            if limit.applies()
-        ]
+    charged: list[Charged] = []
+    for limit, scope in applied:
+        try:
+            with refusing_errors():
+                if limit.applies():
+                    charged.append((limit, limit.charge(scope, host.settings.ipv6_prefix)))
+        except HTTPException as error:
+            if not limit.shadow:
+                raise
+            logger.warning("A shadow limit could not be worked out: %s", error)
+    return charged
 
 
 def judge(host: Host, charged: Sequence[Charged]) -> list[Judged]:

@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
 
 from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
@@ -141,19 +143,51 @@ def answer_of(answer: Any) -> bool:
 class DeclaredLimits:
     """The limits of whole apps and blueprints, as declared on one guard."""
 
+    #: Those of guards that have limits but no app.
+    _idle: ClassVar[WeakSet[DeclaredLimits]] = WeakSet()
+
     def __init__(self) -> None:
         self.apps: list[tuple[Flask | None, Limit]] = []
         self.blueprints: list[tuple[Blueprint, Limit]] = []
+        self._claimed = False
 
-    @staticmethod
-    def declare(rates: Rates, **options: Any) -> Limit:
-        """Check the arguments of one.
+    @classmethod
+    def any_idle(cls) -> bool:
+        """Tell whether limits were declared on a guard that has no app: they apply nowhere."""
+        return len(cls._idle) > 0
 
-        :raises ConfigurationError: as :meth:`Limit.declare`, and for ``defer``.
+    def claim(self) -> None:
+        """Note that the guard has an app."""
+        self._claimed = True
+        self._idle.discard(self)
+
+    def limit_app(self, app: Any, rates: Rates, options: dict[str, Any]) -> None:
+        """Declare a limit of an app, or of all.
+
+        :raises ConfigurationError: for an argument that cannot be honoured.
         """
+        if isinstance(app, LocalProxy):
+            app = app._get_current_object()
+        if not isinstance(app, (Flask, type(None))):
+            raise ConfigurationError("app", app, "a Flask app, or None for all of the guard's")
+        self.apps.append((app, self._declare(rates, options)))
+
+    def limit_blueprint(self, blueprint: Any, rates: Rates, options: dict[str, Any]) -> None:
+        """Declare a limit of a blueprint.
+
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        if not isinstance(blueprint, Blueprint):
+            raise ConfigurationError("blueprint", blueprint, "the Blueprint itself")
+        self.blueprints.append((blueprint, self._declare(rates, options)))
+
+    def _declare(self, rates: Rates, options: dict[str, Any]) -> Limit:
         if options.get("defer"):
             raise ConfigurationError("defer", True, "False; it needs a decorated view")
-        return Limit.declare(rates, **options)
+        limit = Limit.declare(rates, **options)
+        if not self._claimed:
+            self._idle.add(self)
+        return limit
 
 
 @contextmanager

@@ -187,18 +187,17 @@ def _is_file(folder: str | None) -> bool:
 def finish(response: Response) -> Response:
     """Name the limits in the response, and give back what its outcome says."""
     state = RequestLimits.current()
-    if state is None or not state.judged:
+    if state is None or not state.decisions:
         return response
     host = current_host()
-    visible = [decision for limit, decision in state.judged if not limit.shadow]
+    visible = [decision for limit, decision in state.decisions.items() if not limit.shadow]
     rate_limit_headers(response, visible, host.settings.rate_limit_headers)
-    for limit, decision in state.judged:
-        if decision.receipt is not None:
-            try:
-                if limit.is_refunded(response):
-                    host.limiter.refund(decision)
-            except Exception:  # what is not given back only makes the limit stricter
-                logger.exception("A charge could not be given back")
+    for limit, decision in state.refundable:
+        try:
+            if limit.is_refunded(response):
+                host.limiter.refund(decision)
+        except Exception:  # what is not given back only makes the limit stricter
+            logger.exception("A charge could not be given back")
     return response
 
 

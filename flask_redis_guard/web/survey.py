@@ -10,7 +10,7 @@ from flask import Flask
 
 from flask_redis_guard.web.decorated import handler_of, marks_of, view_of
 from flask_redis_guard.web.host import Host
-from flask_redis_guard.web.limits import Limit
+from flask_redis_guard.web.limits import DeclaredLimits, Limit
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -58,6 +58,11 @@ def report_weak_limits(app: Flask, host: Host) -> None:
     if "survey" in host.warned:
         return
     host.warned.add("survey")
+    if DeclaredLimits.any_idle():
+        logger.warning(
+            "Limits were declared on a RedisGuard that guards no app, and so apply nowhere: "
+            "declare them on the guard whose init_app was called"
+        )
     entries = list(survey(app, host))
     everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
     guarded = {entry.scope for entry in entries if _by_address(entry.limit)}

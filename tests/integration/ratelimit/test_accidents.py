@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import gc
 import ipaddress
 import logging
 import uuid
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 import redis
-from flask import Blueprint, Response, abort
+from flask import Blueprint, Flask, Response, abort
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_redis_guard import ConfigurationError, rate_limit_exceeded, rate_limited
+from flask_redis_guard import ConfigurationError, RedisGuard, rate_limit_exceeded, rate_limited
 from tests.integration.ratelimit.conftest import Made
 from tests.support import RedisServer
 
@@ -216,6 +217,30 @@ def test_whole_apps_and_blueprints_have_nothing_to_defer(make_app: Make) -> None
             limit("5/minute", defer=True)
 
 
+def test_whole_apps_and_blueprints_are_named_by_themselves(make_app: Make) -> None:
+    guard: Any = make_app().guard
+    with pytest.raises(ConfigurationError, match="app"):
+        guard.limit_app("5/minute", app="tests")
+    with pytest.raises(ConfigurationError, match="blueprint"):
+        guard.limit_blueprint("shop", "5/minute")
+
+
+def test_limits_on_a_guard_without_an_app_are_reported(
+    make_app: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    gc.collect()  # guards of other tests
+    made = make_app()
+    other = RedisGuard()  # as a second one made by mistake
+    other.limit_app("1/minute")
+    made.codes("/", 2)
+    assert caplog.text.count("guards no app") == 1
+    caplog.clear()
+    made = make_app()
+    other.init_app(Flask("other"))
+    made.codes("/", 2)
+    assert "guards no app" not in caplog.text
+
+
 def test_an_error_reply_refuses(make_app: Make, redis_server: RedisServer) -> None:
     made = limited(make_app(), "2/minute")
     assert made.codes("/", 1) == [200]
@@ -243,6 +268,17 @@ def test_shadow_mode_counts_and_announces_only(make_app: Make) -> None:
     assert [event["shadow"] for event in heard] == [True, True]
     assert not heard[0]["decision"].allowed
     assert heard[0]["endpoint"] == "index"
+
+
+@pytest.mark.parametrize("fault", [_broken, lambda: abort(400)])
+def test_a_fault_in_a_shadow_limit_refuses_nobody(
+    make_app: Make, fault: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_app()
+    made.guard.limit_app("2/minute")
+    limited(made, "1/minute", key=fault, shadow=True)
+    assert made.codes("/", 3) == [200, 200, 429]
+    assert "could not be worked out" in caplog.text
 
 
 def test_refund_gives_back_what_succeeded(make_app: Make) -> None:
