@@ -117,20 +117,37 @@ def view_of(app: Flask, endpoint: str) -> Any:
     :param endpoint: the endpoint; ``None`` is returned for an unknown one.
     """
     view: Any = app.view_functions.get(endpoint)
-    above = getattr(view, ABOVE, ())
-    if not above:
-        return view
-    for decorate in above:
-        view = decorate(view)
-    setattr(view, ABOVE, ())
-    # Threads that do this at once put equal views there.
-    app.view_functions[endpoint] = view
-    logger.warning(
-        "A limit of the endpoint %r stands above its route, where Flask does not see it. It is "
-        "applied all the same; put it below.",
-        endpoint,
-    )
+    if getattr(view, ABOVE, ()):
+        # Threads that do this at once put equal views there.
+        view = app.view_functions[endpoint] = _placed(view)
     return view
+
+
+def place_hooks(app: Flask) -> None:
+    """Put ``before_request`` functions and error handlers under the decorators above them.
+
+    :param app: the app.
+    """
+    for hooks in app.before_request_funcs.values():
+        hooks[:] = map(_placed, hooks)
+    for codes in app.error_handler_spec.values():
+        for handlers in codes.values():
+            handlers.update({kind: _placed(handler) for kind, handler in handlers.items()})
+
+
+def _placed(function: Any) -> Any:
+    above = getattr(function, ABOVE, ())
+    if not above:
+        return function
+    for decorate in above:
+        function = decorate(function)
+    setattr(function, ABOVE, ())
+    logger.warning(
+        "A limit of %s stands above its route, which does not see it. It is applied all the same; "
+        "put it below.",
+        function_scope(function),
+    )
+    return function
 
 
 def _note(

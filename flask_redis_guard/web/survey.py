@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flask import Flask
 
-from flask_redis_guard.web.decorated import handler_of, marks_of, view_of
+from flask_redis_guard.web.decorated import handler_of, marks_of, place_hooks, view_of
 from flask_redis_guard.web.host import Host
 from flask_redis_guard.web.limits import DeclaredLimits, Limit
 
@@ -52,11 +52,14 @@ def survey(app: Flask, host: Host) -> Iterator[Entry]:
 def report_weak_limits(app: Flask, host: Host) -> None:
     """Log, once for each app, which limits do not fail closed or can be evaded by a client.
 
+    Before anything else of the first request, it also sees to limits above hooks.
+
     :param app: the app.
     :param host: what belongs to it.
     """
     if "survey" in host.warned:
         return
+    place_hooks(app)
     host.warned.add("survey")
     if DeclaredLimits.any_idle():
         logger.warning(

@@ -146,6 +146,24 @@ def test_a_concurrency_limit_above_its_route_applies(make_app: Make) -> None:
     assert inner == [429]
 
 
+def test_limits_above_hooks_and_error_handlers_apply(make_app: Make) -> None:
+    made = make_app()
+
+    @rate_limited("3/minute")
+    @made.app.before_request
+    def hook() -> None:
+        return None
+
+    @rate_limited("1/minute")
+    @made.app.errorhandler(404)
+    def not_found(error: Exception) -> tuple[str, int]:
+        return "nothing", 404
+
+    made.app.add_url_rule("/", "index", lambda: "in")
+    assert made.codes("/none", 2) == [404, 429]
+    assert made.codes("/", 2) == [200, 429]
+
+
 def test_a_function_limited_elsewhere_is_free_where_it_is_registered_as_it_is(
     make_app: Make,
 ) -> None:
