@@ -27,6 +27,8 @@ logger = logging.getLogger("flask_redis_guard")
 MARK = "__redis_guard_limits__"
 #: Left on a function whose routes get decorators that stand above them.
 ABOVE = "__redis_guard_above__"
+#: Left on a function that was limited when others may have known it as it is.
+ELSEWHERE = "__redis_guard_elsewhere__"
 
 #: Functions looked at for one view.
 _MOST = 50
@@ -107,7 +109,9 @@ def note_above(function: Any, decorate: Callable[[Any], Any]) -> None:
     :param function: what the decorator was given.
     :param decorate: the decorator.
     """
-    _note(function, decorate, sys._getframe(2), [])
+    if not _note(function, decorate, sys._getframe(2), []):
+        with suppress(AttributeError, TypeError):  # as below
+            setattr(function, ELSEWHERE, True)
 
 
 def view_of(app: Flask, endpoint: str) -> Any:
@@ -121,6 +125,11 @@ def view_of(app: Flask, endpoint: str) -> Any:
         # Threads that do this at once put equal views there.
         view = app.view_functions[endpoint] = _placed(view)
     return view
+
+
+def is_limited_elsewhere_only(view: Any) -> bool:
+    """Tell whether a view is registered as it is, though another function limits it."""
+    return ELSEWHERE in getattr(view, "__dict__", ()) and not marks_of(view)
 
 
 def place_hooks(app: Flask) -> None:

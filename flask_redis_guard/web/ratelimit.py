@@ -152,7 +152,8 @@ def limits_ahead(app: Flask, endpoint: str, method: str) -> dict[Limit, bool]:
         :func:`~flask_redis_guard.web.decorated.marks_of`.
     """
     view = view_of(app, endpoint)
-    found = dict.fromkeys(marks_of(handler_of(view, method)), False)
+    handler = handler_of(view, method)
+    found = {} if handler is None else dict.fromkeys(marks_of(handler), False)
     found.update(marks_of(view))
     return {
         limit: own or not limit.function_scope for limit, own in found.items() if not limit.defer

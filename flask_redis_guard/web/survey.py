@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 from flask import Flask
 
-from flask_redis_guard.web.decorated import handler_of, marks_of, place_hooks, view_of
+from flask_redis_guard.web.decorated import (
+    handler_of,
+    is_limited_elsewhere_only,
+    marks_of,
+    place_hooks,
+    view_of,
+)
 from flask_redis_guard.web.host import Host
 from flask_redis_guard.web.limits import DeclaredLimits, Limit
 
@@ -61,40 +67,59 @@ def report_weak_limits(app: Flask, host: Host) -> None:
         return
     place_hooks(app)
     host.warned.add("survey")
+    entries = list(survey(app, host))
+    _report_useless(app, entries)
+    everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
+    guarded = {entry.scope for entry in entries if _by_address(entry.limit)}
+    for entry in entries:
+        limit = entry.limit
+        if limit.on_outage != "deny":
+            logger.warning(
+                "The limit of %s is on_outage=%r: it does not fail closed",
+                _where(entry),
+                limit.on_outage,
+            )
+        if limit.shadow:
+            logger.warning("The limit of %s is in shadow mode: it refuses nobody", _where(entry))
+        named = isinstance(limit.key, str) and limit.key.partition(":")[0] in ("header", "session")
+        if named and entry.scope not in guarded and not everywhere:
+            logger.warning(
+                "The limit of %s counts by %r, which a client can change at will, and no limit by "
+                "address stands beside it",
+                _where(entry),
+                limit.key,
+            )
+
+
+def _report_useless(app: Flask, entries: list[Entry]) -> None:
+    """Log what looks like a limit and is none."""
     if DeclaredLimits.any_idle():
         logger.warning(
             "Limits were declared on a RedisGuard that guards no app, and so apply nowhere: "
             "declare them on the guard whose init_app was called"
         )
-    entries = list(survey(app, host))
-    everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
-    guarded = {entry.scope for entry in entries if _by_address(entry.limit)}
-    accepted: dict[str, set[str]] = {}
-    for url_rule in app.url_map.iter_rules():
-        accepted.setdefault(f"endpoint:{url_rule.endpoint}", set()).update(url_rule.methods or ())
-    for scope, rule, limit, _ in entries:
-        where = scope if rule == "*" else f"{scope} ({rule})"
-        if limit.on_outage != "deny":
+    for endpoint, view in app.view_functions.items():
+        if is_limited_elsewhere_only(view):
             logger.warning(
-                "The limit of %s is on_outage=%r: it does not fail closed", where, limit.on_outage
+                "The view of the endpoint %r was given limits after it was registered, or for "
+                "another use: its route knows nothing of them",
+                endpoint,
             )
-        if limit.shadow:
-            logger.warning("The limit of %s is in shadow mode: it refuses nobody", where)
-        methods = accepted.get(scope)
-        if limit.methods is not None and methods is not None and not limit.methods & methods:
+    accepted: dict[str, set[str]] = {}
+    for rule in app.url_map.iter_rules():
+        accepted.setdefault(f"endpoint:{rule.endpoint}", set()).update(rule.methods or ())
+    for entry in entries:
+        wanted, methods = entry.limit.methods, accepted.get(entry.scope)
+        if wanted is not None and methods is not None and not wanted & methods:
             logger.warning(
                 "The limit of %s is for %s, which is never accepted there: it limits nothing",
-                where,
-                ", ".join(sorted(limit.methods)),
+                _where(entry),
+                ", ".join(sorted(wanted)),
             )
-        named = isinstance(limit.key, str) and limit.key.partition(":")[0] in ("header", "session")
-        if named and scope not in guarded and not everywhere:
-            logger.warning(
-                "The limit of %s counts by %r, which a client can change at will, and no limit by "
-                "address stands beside it",
-                where,
-                limit.key,
-            )
+
+
+def _where(entry: Entry) -> str:
+    return entry.scope if entry.rule == "*" else f"{entry.scope} ({entry.rule})"
 
 
 def _by_address(limit: Limit) -> bool:
