@@ -169,6 +169,8 @@ def watching(app: GunicornApp, redis_url: str) -> Iterator[subprocess.Popen[str]
         | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
+        # A job that a shell started in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process
