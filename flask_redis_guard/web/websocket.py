@@ -10,9 +10,10 @@ from flask import Flask, current_app, request
 
 from flask_redis_guard.limiting.places import Place
 from flask_redis_guard.web.connections import ConnectionPolicy, warn_of_early_upgrade
+from flask_redis_guard.web.decorated import MARK, check_function, marks_of
 from flask_redis_guard.web.enforcement import RequestLimits, enforce
 from flask_redis_guard.web.host import current_host
-from flask_redis_guard.web.limits import MARK, Rates, limits_of
+from flask_redis_guard.web.limits import Rates
 from flask_redis_guard.web.subjects import Key
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,6 +68,8 @@ def websocket_limited(
     )
 
     def decorate(function: F) -> F:
+        check_function(function)
+
         @functools.wraps(function)
         def handler(ws: Any, *args: Any, **kwargs: Any) -> Any:
             # Only here is it certain that the extra is installed.
@@ -86,7 +89,7 @@ def websocket_limited(
             scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
             limit = policy.connections
-            if limit is not None and (state is None or limit not in state.ahead):
+            if limit is not None and (state is None or not state.covers(limit)):
                 enforce([(limit, scope)])
             taken = _taken_ahead()
             if policy in taken:
@@ -109,7 +112,7 @@ def check_ahead() -> None:
     if rule is None or not rule.websocket or request.endpoint is None:
         return
     host = current_host()
-    policies = limits_of(current_app.view_functions.get(request.endpoint), POLICIES)
+    policies = marks_of(current_app.view_functions.get(request.endpoint), POLICIES)
     if not policies or request.routing_exception is not None:
         return
     warn_of_early_upgrade(host)
