@@ -14,6 +14,7 @@ from flask_redis_guard.web.enforcement import RequestLimits, enforce
 from flask_redis_guard.web.host import current_host
 from flask_redis_guard.web.limits import MARK, Rates, limits_of
 from flask_redis_guard.web.subjects import Key
+from flask_redis_guard.web.transport import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,6 +120,7 @@ def check_ahead() -> None:
             taken[policy] = policy.take_place(
                 host, f"endpoint:{request.endpoint}", request.endpoint
             )
+    Transport.put_under(request.environ)
 
 
 def free_unused(error: BaseException | None = None) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
-import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +29,15 @@ from flask_redis_guard import (
 from flask_redis_guard.web.socketio import SocketIOLimits
 from tests.support import RedisServer, eventually
 from tests.support.ports import PortLease
-from tests.support.websockets import UNAVAILABLE, Closed, Refused, SockClient, SocketIOClient
+from tests.support.websockets import (
+    UNAVAILABLE,
+    Closed,
+    Refused,
+    SockClient,
+    SocketIOClient,
+    frame,
+    upgraded,
+)
 
 Serve = Callable[[Flask], str]
 
@@ -395,16 +400,8 @@ def test_client_that_answers_nothing_leaves_nothing_behind(
     app = echo_app(redis_server.url, websocket_limited(concurrent=1, messages="1/minute"))
     url = serve(app)
     before = threading.active_count()
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
-        key = base64.b64encode(os.urandom(16)).decode()
-        client.sendall(
-            f"GET /echo?user=a HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
-        )
-        assert b"101" in client.recv(1000)
-        mask = b"\0\0\0\0"
-        client.sendall((b"\x81\x81" + mask + b"x") * 1000)  # and never a close frame
+    with upgraded(url, "echo?user=a") as client:
+        client.sendall(frame(1, b"x") * 1000)  # and never a close frame
         eventually(lambda: len(places_of(app)) == 0, 10, "the place is freed")
         eventually(lambda: threading.active_count() <= before, 10, "no thread is left")
 
@@ -420,6 +417,62 @@ def test_frame_too_large_for_memory_is_not_collected(
     with pytest.raises(Closed, match="1009"):
         client.receive()
     client.close()
+
+
+def test_client_that_takes_nothing_is_cut_off(redis_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.push")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 1}
+    RedisGuard(app)
+    ended: list[BaseException] = []
+
+    @Sock(app).route("/push")  # type: ignore[untyped-decorator]
+    @websocket_limited(concurrent=1)
+    def push(ws: Any) -> None:
+        try:
+            while True:
+                ws.send("x" * 100_000)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    url = serve(app)
+    before = threading.active_count()
+    with upgraded(url, "push"):  # which reads not one byte
+        eventually(lambda: len(places_of(app)) == 1, 5, "its place is taken")
+        eventually(lambda: len(places_of(app)) == 0, 15, "its place is free again")
+        eventually(lambda: threading.active_count() <= before, 5, "no thread is left")
+    assert [type(error) for error in ended] == [simple_websocket.ConnectionClosed]
+
+
+def test_client_that_answers_pings_is_not_cut_off_for_a_slow_handler(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.slow")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 0.5}
+    RedisGuard(app)
+    go_on = threading.Event()
+
+    @Sock(app).route("/slow")  # type: ignore[untyped-decorator]
+    @websocket_limited(max_message_size=1000)
+    def slow(ws: Any) -> None:
+        assert not go_on.wait(2)  # seconds, in which several pings would be due
+        for _ in range(220):
+            ws.receive()
+        ws.send("all")
+
+    with upgraded(serve(app), "slow") as client:
+        client.sendall(frame(1, b"x") * 20)  # more than is read ahead
+        assert client.recv(2) == frame(9)[:1] + b"\0"  # a ping
+        client.sendall(frame(1, b"x" * 100) * 200 + frame(10))  # its answer waits behind these
+        said = b""
+        while b"\x03all" not in said:
+            received = client.recv(100)
+            assert received, said
+            said += received
+        client.sendall(frame(8))
+    go_on.set()
 
 
 def test_gevent_websocket_is_warned_of_once(

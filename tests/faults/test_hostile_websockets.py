@@ -1,0 +1,112 @@
+"""Clients that send more than anybody reads, and what no library would send."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import Event, Thread
+
+import pytest
+
+from tests.support import GunicornApp, RedisServer, eventually
+from tests.support.websockets import PywsgiApp, frame, serve, upgraded
+
+MEGABYTE = 2**20
+KINDS = pytest.mark.parametrize("kind", ["pywsgi", "gevent", "gthread"])
+
+
+@contextmanager
+def flooding(app: GunicornApp | PywsgiApp, unit: bytes, first: bytes = b"") -> Iterator[list[int]]:
+    """Send frames as fast as they are taken; yields a list with the bytes sent so far.
+
+    :param unit: what is sent again and again.
+    :param first: what is sent before.
+    """
+    sent, enough = [0], Event()
+    client = upgraded(app.url, "busy?user=flood")
+    client.sendall(first)
+    client.settimeout(0.5)
+
+    def flood() -> None:
+        block = unit * (MEGABYTE // len(unit))
+        with contextlib.suppress(ConnectionError):
+            while not enough.is_set() and sent[0] < 50 * MEGABYTE:
+                with contextlib.suppress(TimeoutError):
+                    sent[0] += client.send(block[sent[0] % len(unit) :])
+
+    thread = Thread(target=flood)
+    thread.start()
+    try:
+        yield sent
+    finally:
+        enough.set()
+        thread.join()
+        client.close()
+
+
+def taken(sent: list[int]) -> bool:
+    """Tell whether a flood goes on."""
+    return sent[0] > MEGABYTE
+
+
+@KINDS
+def test_flood_of_messages_waits_with_its_client_while_the_handler_is_busy(
+    kind: str, redis_server: RedisServer
+) -> None:
+    with serve(kind, redis_server.url) as app:
+        before = app.get().json()["memory"]
+        with flooding(app, frame(1, b"x" * 1000)) as sent:
+
+            def stands_still() -> bool:
+                until, seen = time.monotonic() + 1, sent[0]
+                eventually(lambda: sent[0] > seen or time.monotonic() > until, 5)
+                return seen > 0 and sent[0] == seen
+
+            eventually(stands_still, 30, "nothing more is taken")
+            # What the kernel buffers, of both sides, is all that was taken.
+            assert sent[0] < 20 * MEGABYTE
+            assert app.get(timeout=5).json()["memory"] - before < 8 * MEGABYTE
+        assert app.get("/busy/end").status_code == 204
+        eventually(lambda: app.get().json()["places"] == 0, 10, "its place is free again")
+
+
+@pytest.mark.parametrize("kind", ["pywsgi", "gevent"])
+def test_flood_of_what_is_no_message_leaves_the_worker_to_others(
+    kind: str, redis_server: RedisServer
+) -> None:
+    pings = frame(9), b""
+    fragments = frame(0, final=False), frame(1, final=False)
+    with serve(kind, redis_server.url) as app:
+        for unit, first in (pings, fragments):
+            with flooding(app, unit, first) as sent:
+                eventually(partial(taken, sent), 15, "the flood is on")
+                for _ in range(2):
+                    assert app.get(timeout=5).status_code == 200
+
+
+@KINDS
+def test_messages_that_waited_all_arrive(kind: str, redis_server: RedisServer) -> None:
+    with serve(kind, redis_server.url) as app, upgraded(app.url, "busy?user=a") as client:
+        client.sendall(frame(1, b"x" * 100) * 5000 + frame(1, b"end"))
+        assert app.get("/busy/end").status_code == 204
+        assert client.recv(6) == b"\x81\x045000"
+
+
+def test_compressed_message_is_measured_as_it_is_read(redis_server: RedisServer) -> None:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = deflate.compress(bytes(100 * MEGABYTE)) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    with (
+        serve("gthread", redis_server.url) as app,
+        upgraded(
+            app.url, "busy?user=a", "Sec-WebSocket-Extensions: permessage-deflate\r\n"
+        ) as client,
+    ):
+        before = app.get().json()["memory"]
+        client.sendall(frame(2, bomb[:-4], compressed=True))
+        assert client.recv(4)[2:] == (1009).to_bytes(2, "big")
+        # A thousandfold what is read at once, and its copies.
+        assert app.get().json()["memory"] - before < 30 * MEGABYTE
