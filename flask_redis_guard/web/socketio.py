@@ -24,6 +24,7 @@ from flask_redis_guard.web.connections import (
     warn_of_early_upgrade,
 )
 from flask_redis_guard.web.enforcement import enforce
+from flask_redis_guard.web.engine import protect
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import Rates
 from flask_redis_guard.web.subjects import Key
@@ -126,11 +127,12 @@ class SocketIOLimits:
 
     def _admit(self, host: Host) -> list[Place]:
         policy, server = self._policy, _server()
+        known = _places(host, server)
         if policy.connections is not None:
             enforce([(policy.connections, _scope())])
         place = policy.take_place(host, _scope(), None)
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
-        places = _places(host, server).setdefault(client, [])
+        places = known.setdefault(client, [])
         if place is not None:
             place.alive = lambda: server.get_environ(client[1], client[0]) is not None
             places.append(place)
@@ -159,6 +161,7 @@ def _places(host: Host, server: Any) -> dict[tuple[str, str], list[Place]]:
                     _free(host, places.pop((namespace, sid), []))
 
             vars(manager).update({_PLACES: known, "disconnect": disconnect_and_free})
+            protect(server)
     return known
 
 

@@ -35,6 +35,7 @@ class Transport:
         self._socket = sock
         self._ws: Any = None
         self._asked = threading.Event()
+        self._cut = False
 
     @classmethod
     def of(cls, ws: Any) -> Transport:
@@ -72,7 +73,7 @@ class Transport:
         """Read, once the handler has come near what was read before."""
         time.sleep(0)  # a greenlet that always finds something to read lets no other run
         self._asked.clear()
-        while self._ws is not None and len(self._ws.input_buffer) >= MAX_UNREAD:
+        while not self._cut and self._ws is not None and len(self._ws.input_buffer) >= MAX_UNREAD:
             self._asked.wait()
             self._asked.clear()
             # What answers the last ping may be among what was left with the client.
@@ -105,6 +106,8 @@ class Transport:
 
     def cut(self) -> None:
         """End the connection, whatever the client does."""
+        self._cut = True
+        self.read_on()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from functools import partial
 from threading import Event, Thread
 
 import pytest
+import requests
 
 from tests.support import GunicornApp, RedisServer, eventually
-from tests.support.websockets import PywsgiApp, frame, serve, upgraded
+from tests.support.websockets import PywsgiApp, SocketIOClient, frame, serve, upgraded
 
 MEGABYTE = 2**20
 KINDS = pytest.mark.parametrize("kind", ["pywsgi", "gevent", "gthread"])
@@ -110,3 +112,66 @@ def test_compressed_message_is_measured_as_it_is_read(redis_server: RedisServer)
         assert client.recv(4)[2:] == (1009).to_bytes(2, "big")
         # A thousandfold what is read at once, and its copies.
         assert app.get().json()["memory"] - before < 30 * MEGABYTE
+
+
+SOCKETIO = "socket.io/?EIO=4&transport=websocket&user=somebody"
+
+
+def ended(client: socket.socket) -> bool:
+    """Tell whether the server has ended a connection whose client says nothing."""
+    client.settimeout(0.05)
+    with contextlib.suppress(TimeoutError):
+        try:
+            while client.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", ["pywsgi", "gthread"])
+def test_engine_without_a_namespace_is_closed_and_cut(kind: str, redis_server: RedisServer) -> None:
+    with serve(kind, redis_server.url) as app:
+        admitted = [SocketIOClient(app.url, "few", "somebody") for _ in range(5)]
+        before = app.get().json()["threads"]
+        refused, silent = upgraded(app.url, SOCKETIO), upgraded(app.url, SOCKETIO)
+        refused.sendall(frame(1, b"40/few,"))
+        told = b""
+        while b"Rate limit exceeded" not in told:
+            told += refused.recv(4096)
+        poll = f"{app.url}/socket.io/?EIO=4&transport=polling&user=somebody"
+        session = requests.get(poll, timeout=5).text.partition('"sid":"')[2].partition('"')[0]
+        # From then on none of them says a word, not even that it has heard the goodbye.
+        for client in (refused, silent):
+            eventually(lambda client=client: ended(client), 20, "it is cut")  # type: ignore[misc]
+            client.close()
+        assert requests.get(f"{poll}&sid={session}", timeout=5).status_code == 400
+        for connection in admitted:
+            connection.send("still here")
+            assert connection.receive() == "still here"
+        eventually(
+            lambda: len(app.get().json()["threads"]) <= len(before), 10, "no thread is left of them"
+        )
+        for connection in admitted:
+            connection.close()
+
+
+def test_engine_collects_no_more_than_its_greatest_message(redis_server: RedisServer) -> None:
+    with serve("gthread", redis_server.url) as app:
+        honest = SocketIOClient(app.url, "chat", "somebody")
+        before = app.get().json()["memory"]
+        with upgraded(app.url, SOCKETIO) as client, contextlib.suppress(ConnectionError):
+            client.sendall(frame(2, bytes(50 * MEGABYTE)))
+        with upgraded(app.url, SOCKETIO) as client:
+            client.sendall(frame(1, b"40/chat,"))
+            client.sendall(frame(1, b'459999-/chat,["say",{"_placeholder":true,"num":0}]'))
+            client.sendall(frame(2, bytes(900_000)) * 50)
+            client.sendall(frame(9))
+            told = b""
+            while b"\x8a\x00" not in told:  # the answer comes after all that was read
+                told += client.recv(4096)
+            assert app.get().json()["memory"] - before < 30 * MEGABYTE
+        honest.send("still here")
+        assert honest.receive() == "still here"
+        honest.close()

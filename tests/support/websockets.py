@@ -55,7 +55,7 @@ def user():
 def state():
     # What serves requests stays; all else has to go with its connection.
     names = [t.name for t in threading.enumerate()]
-    keep = ("MainThread", "ThreadPoolExecutor", "redis-guard-monitor", "Dummy")
+    keep = "MainThread", "ThreadPoolExecutor", "redis-guard-monitor", "redis-guard-engine", "Dummy"
     gevent = sys.modules.get("gevent")
     greenlets = [] if gevent is None else [
         repr(o) for o in gc.get_objects() if isinstance(o, gevent.Greenlet) and not o.dead]
