@@ -196,7 +196,13 @@ def _server() -> Any:
 
 
 def _scope() -> str:
-    return f"socketio:{request.namespace}"  # type: ignore[attr-defined]
+    """Return the scope of the current namespace.
+
+    Those that a handler for ``"*"`` serves count together: a client names them as it likes.
+    """
+    name, server = request.namespace, _server()  # type: ignore[attr-defined]
+    known = name in server.handlers or name in server.namespace_handlers
+    return f"socketio:{name if known else '*'}"
 
 
 def _size() -> int:

@@ -15,7 +15,7 @@ import simple_websocket
 import websocket
 from flask import Flask, abort, g, request
 from flask_sock import Sock
-from flask_socketio import SocketIO
+from flask_socketio import SocketIO, emit
 from werkzeug.serving import make_server
 
 from example_app.app import create_app
@@ -527,6 +527,40 @@ def test_socketio_frees_places_however_a_connection_ends(
     SocketIOClient(url, "few", "friend").close()  # the sixth: none was counted twice
     with pytest.raises(Refused, match="Rate limit exceeded"):
         SocketIOClient(url, "few", "friend")
+
+
+def test_namespaces_that_clients_name_count_together(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.namespaces")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1, namespaces="*")
+    limits = SocketIOLimits(concurrent=1, messages="1/minute")
+
+    @socketio.on("connect", namespace="*")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect(auth: Any) -> None:
+        pass
+
+    @socketio.on("say", namespace="*")  # type: ignore[untyped-decorator]
+    @limits.message
+    def say(text: str) -> None:
+        emit("said", text)
+
+    url = serve(app)
+    first = SocketIOClient(url, "one", "a")
+    with pytest.raises(Refused, match="Rate limit exceeded"):
+        SocketIOClient(url, "two", "a")
+    first.send("x")
+    assert first.receive() == "x"
+    first.close()
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
+    second = SocketIOClient(url, "three", "a")
+    second.send("x")
+    with pytest.raises(Closed, match="1008"):
+        second.receive()
+    second.close()
 
 
 def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:
