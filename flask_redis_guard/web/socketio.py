@@ -131,13 +131,21 @@ class SocketIOLimits:
         if policy.connections is not None:
             enforce([(policy.connections, _scope())])
         place = policy.take_place(host, _scope(), None)
+        if place is None:
+            return []
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
+
+        def alive() -> bool:
+            here = server.get_environ(client[1], client[0]) is not None
+            if not here:  # it left while it was being admitted, of which nobody is told
+                known.pop(client, None)
+            return here
+
+        place.alive = alive
+        if not policy.shadow:
+            place.on_lost = functools.partial(_lose, host, server, client, place)
         places = known.setdefault(client, [])
-        if place is not None:
-            place.alive = lambda: server.get_environ(client[1], client[0]) is not None
-            places.append(place)
-            if not policy.shadow:
-                place.on_lost = functools.partial(_lose, host, server, client, place)
+        places.append(place)
         return places
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import simple_websocket
 import websocket
 from flask import Flask, abort, g, request
@@ -527,6 +528,59 @@ def test_socketio_frees_places_however_a_connection_ends(
     SocketIOClient(url, "few", "friend").close()  # the sixth: none was counted twice
     with pytest.raises(Refused, match="Rate limit exceeded"):
         SocketIOClient(url, "few", "friend")
+
+
+def test_socketio_client_that_leaves_while_it_is_admitted_leaves_nothing(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.leaving")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    asked, left = threading.Event(), threading.Event()
+
+    def slowly_known() -> str:
+        asked.set()
+        assert left.wait(10)
+        return "somebody"
+
+    limits = SocketIOLimits(concurrent=1, key=slowly_known, lease=2)
+
+    @socketio.on("connect", namespace="/few")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> None:
+        pass
+
+    poll = f"{serve(app)}/socket.io/?EIO=4&transport=polling"
+    poll += "&sid=" + requests.get(poll, timeout=5).text.partition('"sid":"')[2].partition('"')[0]
+    joining = threading.Thread(target=requests.post, args=(poll, "40/few,"), kwargs={"timeout": 10})
+    joining.start()
+    assert asked.wait(5)
+    assert requests.post(poll, "1", timeout=5).status_code == 200  # a goodbye of Engine.IO
+    left.set()
+    joining.join()
+    assert len(places_of(app)) == 1
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is free with its next renewal")
+    assert vars(socketio.server.manager)["redis_guard_places"] == {}
+
+
+def test_handler_that_raises_frees_its_place(redis_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.raising")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+
+    @Sock(app).route("/echo")  # type: ignore[untyped-decorator]
+    @websocket_limited(concurrent=1)
+    def handler(ws: Any) -> None:
+        raise ZeroDivisionError(ws.receive())
+
+    url = serve(app)
+    for _ in range(2):
+        client = SockClient(url, "echo", "a")
+        with pytest.raises(Closed, match="1011"):
+            said(client, "x")
+        eventually(lambda: len(places_of(app)) == 0, 5, "the place is free again")
+        client.close()
 
 
 def test_namespaces_that_clients_name_count_together(
