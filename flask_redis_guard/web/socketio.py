@@ -62,7 +62,7 @@ class SocketIOLimits:
         scope: str | None = None,
         lease: int = 60,
     ) -> None:
-        self._policy = ConnectionPolicy.declare(
+        self._policy = ConnectionPolicy(
             connections=connections,
             concurrent=concurrent,
             messages=messages,
@@ -128,8 +128,8 @@ class SocketIOLimits:
     def _admit(self, host: Host) -> list[Place]:
         policy, server = self._policy, _server()
         known = _places(host, server)
-        if policy.connections is not None:
-            enforce([(policy.connections, _scope())])
+        if policy.connection_limit is not None:
+            enforce([(policy.connection_limit, _scope())])
         place = policy.take_place(host, _scope(), None)
         if place is None:
             return []

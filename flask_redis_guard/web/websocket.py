@@ -54,7 +54,7 @@ def websocket_limited(
     :param defer: check after the upgrade, for a key that needs what other hooks find out.
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
-    policy = ConnectionPolicy.declare(
+    policy = ConnectionPolicy(
         connections=connections,
         concurrent=concurrent,
         messages=messages,
@@ -86,7 +86,7 @@ def websocket_limited(
             ws.limit_size(policy)
             scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
-            limit = policy.connections
+            limit = policy.connection_limit
             if limit is not None and (state is None or limit not in state.ahead):
                 enforce([(limit, scope)])
             taken = _taken_ahead()
@@ -96,7 +96,7 @@ def websocket_limited(
                 place = policy.take_place(current_host(), scope, request.endpoint)
             ws.admit(policy, scope, place)
 
-        own = () if policy.connections is None else (policy.connections,)
+        own = () if policy.connection_limit is None else (policy.connection_limit,)
         setattr(handler, MARK, (*own, *getattr(function, MARK, ())))
         setattr(handler, POLICIES, (policy, *getattr(function, POLICIES, ())))
         return handler  # type: ignore[return-value]
