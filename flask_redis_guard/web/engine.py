@@ -6,8 +6,17 @@ import logging
 import threading
 import time
 from typing import Any
+from urllib.parse import parse_qs
+
+from flask import Flask
 
 from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.errors import GuardError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.web.connections import announce_outage
+from flask_redis_guard.web.enforcement import enforce
+from flask_redis_guard.web.host import EXTENSION
+from flask_redis_guard.web.limits import Limit, Rates
+from flask_redis_guard.web.subjects import Key
 from flask_redis_guard.web.transport import Transport
 
 logger = logging.getLogger("flask_redis_guard")
@@ -38,6 +47,49 @@ def protect(server: Any) -> None:
 
     server.eio.on("connect", connect_watched)
     watch.start()
+
+
+def limit_handshakes(
+    app: Flask,
+    rates: Rates,
+    *,
+    key: Key = None,
+    scope: str | None = None,
+    on_outage: str = "deny",
+    shadow: bool = False,
+) -> None:
+    """Limit the handshakes of Engine.IO, which come before any namespace; after ``SocketIO(app)``.
+
+    A refused client sees 429, or 503 without Redis, and nothing is kept of it.
+
+    :param app: the app, whose ``wsgi_app`` is wrapped.
+    :param rates: as for :func:`rate_limited`.
+    :param key: who is counted, as for :func:`rate_limited`.
+    :param scope: apps with the same scope, limits and subject share their counts.
+    :param on_outage: without Redis: ``"deny"``, ``"local"`` or ``"allow"``.
+    :param shadow: count and announce, but refuse nothing.
+    :raises ConfigurationError: for an argument that cannot be honoured.
+    :raises GuardError: if there is no Flask-SocketIO in the app yet.
+    """
+    if "socketio" not in app.extensions:
+        raise GuardError("limit_handshakes comes after SocketIO(app) or socketio.init_app(app)")
+    limit = Limit.declare(rates, key=key, scope=scope, on_outage=on_outage, shadow=shadow)
+    path = app.extensions["socketio"].sockio_mw.engineio_path
+    inner = app.wsgi_app
+
+    def wsgi_app(environ: dict[str, Any], start_response: Any) -> Any:
+        asked = environ.get("PATH_INFO", "").startswith(path)
+        # As Engine.IO itself tells a handshake from what belongs to a connection.
+        if asked and "sid" not in parse_qs(environ.get("QUERY_STRING", "")):
+            try:
+                with app.request_context(environ):
+                    enforce([(limit, "socketio:handshake")])
+            except (RateLimitExceeded, RedisUnavailable) as error:
+                announce_outage(app.extensions[EXTENSION], error, None)
+                return error.get_response(environ)(environ, start_response)
+        return inner(environ, start_response)
+
+    vars(app)["wsgi_app"] = wsgi_app
 
 
 class _Watch:

@@ -24,6 +24,7 @@ from flask_redis_guard.web.connections import (
     warn_of_early_upgrade,
 )
 from flask_redis_guard.web.enforcement import enforce
+from flask_redis_guard.web.engine import limit_handshakes as limit_handshakes
 from flask_redis_guard.web.engine import protect
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import Rates

@@ -22,12 +22,13 @@ from werkzeug.serving import make_server
 from example_app.app import create_app
 from flask_redis_guard import (
     ConfigurationError,
+    GuardError,
     RedisGuard,
     rate_limit_exceeded,
     request_refused,
     websocket_limited,
 )
-from flask_redis_guard.web.socketio import SocketIOLimits
+from flask_redis_guard.web.socketio import SocketIOLimits, limit_handshakes
 from tests.support import RedisServer, eventually
 from tests.support.ports import PortLease
 from tests.support.websockets import (
@@ -39,6 +40,8 @@ from tests.support.websockets import (
     frame,
     upgraded,
 )
+
+PROBLEM = "application/problem+json"
 
 Serve = Callable[[Flask], str]
 
@@ -581,6 +584,47 @@ def test_handler_that_raises_frees_its_place(redis_server: RedisServer, serve: S
             said(client, "x")
         eventually(lambda: len(places_of(app)) == 0, 5, "the place is free again")
         client.close()
+
+
+def test_handshakes_of_engineio_are_refused_as_http(own_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.handshakes")
+    app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    with pytest.raises(GuardError, match=r"after SocketIO\(app\)"):
+        limit_handshakes(app, "2/minute")
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    limit_handshakes(app, "2/minute", key=user)
+    limits = SocketIOLimits(messages="10/minute", key=user)
+
+    @socketio.on("connect", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> None:
+        pass
+
+    @socketio.on("say", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.message
+    def say(text: str) -> None:
+        emit("said", text)
+
+    url = serve(app)
+    poll = f"{url}/socket.io/?EIO=4&transport=polling&user=a"
+    session = requests.get(poll, timeout=5).text.partition('"sid":"')[2].partition('"')[0]
+    client = SocketIOClient(url, "chat", "a")  # the second
+    refused = requests.get(f"{poll}&sid=", timeout=5)  # which is none to Engine.IO
+    assert (refused.status_code, refused.headers["content-type"]) == (429, PROBLEM)
+    assert int(refused.headers["retry-after"]) >= 1
+    with pytest.raises(websocket.WebSocketBadStatusException, match="429"):
+        SocketIOClient(url, "chat", "a")
+    assert len(socketio.server.eio.sockets) == 2
+    # What belongs to a connection is not counted.
+    assert requests.post(f"{poll}&sid={session}", "40/chat,", timeout=5).status_code == 200
+    client.send("x")
+    assert client.receive() == "x"
+    client.close()
+    own_server.kill()
+    unavailable = requests.get(poll.replace("user=a", "user=b"), timeout=5)
+    assert (unavailable.status_code, unavailable.headers["content-type"]) == (503, PROBLEM)
+    assert UNAVAILABLE in unavailable.text
 
 
 def test_namespaces_that_clients_name_count_together(
