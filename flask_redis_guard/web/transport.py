@@ -81,6 +81,14 @@ class Transport:
         received: bytes = self._socket.recv(size)
         return received
 
+    def send(self, data: bytes) -> int:
+        """Send all of it: under gevent a socket sends what fits, and the caller asks for no more.
+
+        :returns: how many bytes that was.
+        """
+        self._socket.sendall(data)
+        return len(data)
+
     def read_on(self) -> None:
         """Look again whether to read: the handler has taken a message, or takes none any more."""
         self._asked.set()

@@ -89,6 +89,13 @@ def guarded(ws):
         ws.send(ws.receive())
 
 
+@sock.route("/large")
+@websocket_limited(concurrent=5, key=user)
+def large(ws):
+    ws.send("x" * 5_000_000)
+    ws.send("end")
+
+
 busy = threading.Event()
 
 
