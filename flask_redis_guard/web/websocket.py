@@ -15,6 +15,7 @@ from flask_redis_guard.web.enforcement import RequestLimits, enforce
 from flask_redis_guard.web.host import current_host
 from flask_redis_guard.web.limits import Rates
 from flask_redis_guard.web.subjects import Key
+from flask_redis_guard.web.transport import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,7 +55,7 @@ def websocket_limited(
     :param defer: check after the upgrade, for a key that needs what other hooks find out.
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
-    policy = ConnectionPolicy.declare(
+    policy = ConnectionPolicy(
         connections=connections,
         concurrent=concurrent,
         messages=messages,
@@ -88,7 +89,7 @@ def websocket_limited(
             ws.limit_size(policy)
             scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
-            limit = policy.connections
+            limit = policy.connection_limit
             if limit is not None and (state is None or not state.covers(limit)):
                 enforce([(limit, scope)])
             taken = _taken_ahead()
@@ -98,7 +99,7 @@ def websocket_limited(
                 place = policy.take_place(current_host(), scope, request.endpoint)
             ws.admit(policy, scope, place)
 
-        own = () if policy.connections is None else (policy.connections,)
+        own = () if policy.connection_limit is None else (policy.connection_limit,)
         setattr(handler, MARK, (*own, *getattr(function, MARK, ())))
         setattr(handler, POLICIES, (policy, *getattr(function, POLICIES, ())))
         return handler  # type: ignore[return-value]
@@ -122,6 +123,7 @@ def check_ahead() -> None:
             taken[policy] = policy.take_place(
                 host, f"endpoint:{request.endpoint}", request.endpoint
             )
+    Transport.put_under(request.environ)
 
 
 def free_unused(error: BaseException | None = None) -> None:
