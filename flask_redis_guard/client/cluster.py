@@ -71,7 +71,7 @@ class GuardedCluster(redis.RedisCluster):
         self._seeds = tuple(seeds)
         self._pool_class = pool_class
         self._options = options
-        self._building = DeadlineLock()
+        self._building = DeadlineLock(gate)
         self._built_in: object = None  # the process, and whether before or after gevent's patch
         self._under_way: object = None
         self._probes: tuple[frozenset[str], list[str]] | None = None
@@ -118,7 +118,7 @@ class GuardedCluster(redis.RedisCluster):
 
     def _build(self) -> None:
         """Make all of it, anew in a new process: no lock and no socket of the old one is used."""
-        operation = current()
+        operation = current(self.gate)
         if operation is None:
             raise RuntimeError("a cluster is asked inside operations only")
         host, port = self._seeds[0]
@@ -206,7 +206,7 @@ class GuardedClusterPipeline(ClusterPipeline):
             if self.nodes_manager.stale:
                 self.nodes_manager.initialize()
             replies = call(raise_on_error)
-            operation = current()
+            operation = current(self.gate)
             if operation is not None and operation.broken is not None:
                 raise operation.broken  # a part of it may be lost, whatever the caller ignores
             return replies
@@ -219,7 +219,7 @@ class GuardedClusterPipeline(ClusterPipeline):
         :raises redis.RedisError: if it came back because a connection broke: it may have been
             carried out.
         """
-        operation = current()
+        operation = current(self.gate)
         if operation is not None and operation.broken is not None:
             self.nodes_manager.stale = True
             raise operation.broken

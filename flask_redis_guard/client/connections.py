@@ -42,7 +42,7 @@ class GuardedConnection:
 
     def operation(self) -> Operation | None:
         """Return the operation in progress on this connection."""
-        operation = current() or self.borrowed
+        operation = current(self.gate) or self.borrowed
         return None if operation is None or operation.settled else operation
 
     # redis-py reads these two while it connects, address by address, and for the TLS handshake.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 import threading
@@ -58,20 +57,3 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
     assert wrong == []
     assert counts["answered"] > 200, counts
     assert counts["refused"] > 10, counts
-
-
-def test_a_permit_belongs_to_who_took_it(redis_server: RedisServer) -> None:
-    """``asyncio.to_thread`` hands the context on; the operation in it is not the thread's."""
-    guarded = Guarded(redis_server.url)
-
-    async def from_another_thread() -> Any:
-        return await asyncio.to_thread(guarded.client.echo, "inner")
-
-    def outer() -> Any:
-        guarded.client.echo("outer")
-        return asyncio.run(from_another_thread())
-
-    assert guarded.gate.run("OUTER", outer) == b"inner"
-    # The thread's own operation has its own outcome; what the outer one did itself belongs to it.
-    assert [name for name, _, _ in guarded.finished] == ["ECHO", "OUTER"]
-    guarded.close()
