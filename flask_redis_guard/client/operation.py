@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 INFINITE = float("inf")
 
+#: How often an operation may read, after its deadline, what has arrived already: megabytes, yet a
+#: server that never stops talking keeps nobody.
+_LATE_READS = 64
+
 _current: ContextVar[Operation | None] = ContextVar("redis_guard_operation", default=None)
 
 
@@ -45,6 +49,7 @@ class Operation:
         "_candidates",
         "_entered",
         "_final",
+        "_late_reads",
         "_outer",
         "broken",
         "deadline",
@@ -75,12 +80,18 @@ class Operation:
         self.owner = _whoami()
         self._outer: Operation | None = None
         self._entered = False
+        self._late_reads = 0
         self._candidates = 0
         self._final = self.deadline
 
     def remaining(self) -> float:
         """Return the seconds left; negative when the deadline has passed."""
         return self.deadline + self.patience - time.monotonic()
+
+    def may_read_late(self) -> bool:
+        """Whether to look once more for a reply, without waiting, when the deadline has passed."""
+        self._late_reads += 1
+        return self._late_reads <= _LATE_READS
 
     @contextlib.contextmanager
     def sharing(self, candidates: int) -> Iterator[None]:
