@@ -7,7 +7,6 @@ from being refreshed by another one.
 
 from __future__ import annotations
 
-import dis
 import inspect
 import os
 import threading
@@ -34,19 +33,15 @@ from flask_redis_guard.client.operation import DeadlineLock, current
 _TRIES = 10_000
 
 
-def _assigned(kind: type[Any]) -> set[str]:
-    """Return the attributes that a class and its bases set in ``__init__``."""
-    names: set[str] = set()
-    for base in kind.__mro__[:-1]:
-        start = base.__dict__.get("__init__")
-        if inspect.isfunction(start):
-            code = dis.get_instructions(inspect.unwrap(start))
-            names.update(str(step.argval) for step in code if step.opname == "STORE_ATTR")
-    return names
-
-
-#: What a cluster client has only after it has asked the cluster.
-_BUILT = frozenset(_assigned(redis.RedisCluster))
+#: What a cluster client has only after it has asked the cluster: what the constructors name (and
+#: some words more). Not everything that is missing: ``hasattr`` for what other libraries look for,
+#: such as ``connection_pool``, must neither ask the cluster nor fail with it.
+_BUILT = frozenset(
+    name
+    for base in redis.RedisCluster.__mro__
+    if inspect.isfunction(base.__dict__.get("__init__"))
+    for name in inspect.unwrap(base.__dict__["__init__"]).__code__.co_names
+)
 
 
 class GuardedCluster(redis.RedisCluster):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redis import exceptions as redis_errors
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
-from flask_redis_guard.client.blocking import blocking_seconds
+from flask_redis_guard.client.commands import blocking_seconds, is_lasting
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
@@ -37,6 +37,7 @@ class GuardedConnection:
     _blocking = 0.0
     _connecting = False
     _demoted = False
+    _altered = False
     _socket_timeout: float | None = None
     _socket_connect_timeout: float | None = None
 
@@ -84,6 +85,7 @@ class GuardedConnection:
         try:
             super().connect(*args, **kwargs)  # type: ignore[misc]
             self.verify()
+            self._altered = False  # by the handshake it is what everybody expects
         except redis_errors.ResponseError as exc:
             self.disconnect()
             if judge(exc).reason is not None:
@@ -107,13 +109,18 @@ class GuardedConnection:
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         self._owed = 0
-        self._demoted = False
+        self._demoted = self._altered = False
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def is_clean(self) -> bool:
-        """Whether the next caller may have it: it owes no reply, and leads to no replica."""
-        return self._owed == 0 and not self._demoted
+        """Whether the next caller may have it: it owes no reply, leads to no replica, and is in
+        the state that the handshake left it in."""
+        return self._owed == 0 and not self._demoted and not self._altered
+
+    def retire(self) -> None:
+        """Have it closed when it is given back."""
+        self._altered = True
 
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
@@ -126,11 +133,16 @@ class GuardedConnection:
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
+        self._altered = self._altered or is_lasting(args)
         super().send_command(*args, **kwargs)  # type: ignore[misc]
 
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
         commands = list(commands)
         self._packed = len(commands)
+        # A pipeline's own MULTI ends with its EXEC.
+        self._altered = self._altered or any(
+            is_lasting(args) for args in commands if args[0] != "MULTI"
+        )
         self._blocking = math.fsum(blocking_seconds(args) for args in commands)
         return super().pack_commands(commands)  # type: ignore[misc]
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, parse_url
+from redis.connection import AbstractConnection, DefaultParser, parse_url
 from redis.retry import Retry
 
 from flask_redis_guard.checks import redact_url
@@ -192,8 +192,23 @@ def _connection_options(settings: Settings, from_url: dict[str, Any]) -> dict[st
             raise ConfigurationError(
                 "REDIS_GUARD_CLIENT_OPTIONS", name, f"not here; use {_DECIDED[name]}"
             )
+    protocol = str(given.get("protocol", 2))
+    if protocol not in ("2", "3"):
+        raise ConfigurationError("protocol", protocol, "2 or 3")
+    if protocol == "3" and not _knows_pushes():
+        what = "2: this hiredis or redis-py takes what RESP3 pushes for replies; update both"
+        raise ConfigurationError("protocol", protocol, what)
     # Protocol 2 on purpose: no push messages among the replies, one message less to connect.
     return {"protocol": 2, **given, **_decided(settings)}
+
+
+def _knows_pushes() -> bool:
+    """Return whether the parser tells what a server pushes (RESP3) from replies."""
+    if DefaultParser.__name__ != "_HiredisParser":
+        return True
+    import hiredis
+
+    return hasattr(hiredis, "PushNotification") and hasattr(DefaultParser, "handle_push_response")
 
 
 def _decided(settings: Settings) -> dict[str, Any]:

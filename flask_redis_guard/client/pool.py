@@ -128,6 +128,17 @@ class GuardedPool(ConnectionPool):
         if borrowed is not None and not borrowed.settled:
             self.gate.abandon(borrowed)
 
+    def re_auth_callback(self, token: Any) -> None:
+        """Have all connect anew: a credential provider has new credentials.
+
+        redis-py's own sends them on all idle connections while it holds the pool's lock, at which
+        no deadline ends.
+        """
+        with self._lock:
+            for connection in self._in_use_connections:
+                connection.retire()
+        self.disconnect_idle()
+
     def disconnect_idle(self) -> None:
         """Close what waits in the pool: the primary is another server now."""
         with self._lock:

@@ -10,7 +10,7 @@ from redis import _parsers
 
 from flask_redis_guard import RedisUnavailable
 from tests.support import Proxy, RedisServer, TLSIdentity
-from tests.support.guarded import NEVER_OPENS, Guarded
+from tests.support.guarded import NEVER_OPENS, PROTOCOLS, Guarded
 
 PARSERS: list[Any] = [_parsers._RESP2Parser]
 try:
@@ -27,7 +27,7 @@ def tls(tmp_path: Path) -> TLSIdentity:
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_connection_is_used_again(
     parser: Any, protocol: int, tls: TLSIdentity, redis_server: RedisServer
 ) -> None:
