@@ -44,6 +44,21 @@ _BUILT = frozenset(
 )
 
 
+def _patiently(gate: Gate, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what tries again while the keys of a slot are on two nodes.
+
+    :raises redis.exceptions.TryAgainError: where that lasts. redis-py says that it was redirected
+        for ever, which would be an outage; but each time a node has answered.
+    """
+    try:
+        return call(*args, **kwargs)
+    except redis.exceptions.ClusterError as exc:
+        operation = current(gate)
+        if type(exc) is redis.exceptions.ClusterError and operation and operation.split:
+            raise operation.split from exc
+        raise
+
+
 class GuardedCluster(redis.RedisCluster):
     """A ``redis.RedisCluster`` behind a circuit breaker, made without I/O.
 
@@ -85,7 +100,7 @@ class GuardedCluster(redis.RedisCluster):
 
         def send() -> Any:
             self.ready()
-            return call(*args, **kwargs)
+            return _patiently(self.gate, call, *args, **kwargs)
 
         return self.gate.run(operation_name(args), send)
 
@@ -218,7 +233,8 @@ class GuardedClusterPipeline(ClusterPipeline):
         if operation is not None and operation.broken is not None:
             self.nodes_manager.stale = True
             raise operation.broken
-        return redis.RedisCluster.execute_command(self, *args, **kwargs)
+        call = redis.RedisCluster.execute_command
+        return _patiently(self.gate, call, self, *args, **kwargs)
 
     def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued and give the connection back; never waits for a dead server."""

@@ -24,6 +24,11 @@ class NodeConnection(GuardedConnection):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)
+        except redis_errors.TryAgainError as exc:
+            operation = self.operation()
+            if operation is not None:
+                operation.split = exc
+            raise
         except redis_errors.ClusterDownError as exc:
             error = redis_errors.ConnectionError(f"CLUSTERDOWN {exc}")
             self.disconnect()

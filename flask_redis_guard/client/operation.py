@@ -60,6 +60,7 @@ class Operation:
         "patience",
         "permit",
         "settled",
+        "split",
         "started",
     )
 
@@ -77,6 +78,8 @@ class Operation:
         self.settled = False
         #: The error that broke one of its connections: nothing may be sent a second time then.
         self.broken: BaseException | None = None
+        #: The last ``TRYAGAIN``: a slot on its way has some of the keys on each of two nodes.
+        self.split: Exception | None = None
         self.owner = _whoami()
         self._outer: Operation | None = None
         self._entered = False
