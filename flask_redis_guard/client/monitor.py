@@ -59,6 +59,7 @@ class Monitor:
         self.interval = interval
         self._pid: int | None = None
         self._starting = ProcessLock()
+        self._not_before = 0.0
         self._stop: threading.Event | None = None
         self._may_write = True
         self._asking = ProcessLock()
@@ -75,17 +76,23 @@ class Monitor:
 
     def start(self) -> None:
         """Begin background checks in this process, unless they are running or turned off."""
-        if self._pid == os.getpid() or not self.interval:
+        if self._pid == os.getpid() or not self.interval or time.monotonic() < self._not_before:
             return
         with self._starting:
             if self._pid == os.getpid():
                 return
             self._pid = os.getpid()
             self._stop = threading.Event()
-        self._gate.breaker.reserve_probes(self.interval)
-        threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(self._stop,), name="redis-guard-monitor", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the process has too many, or is about to end
+            self._not_before, self._pid = time.monotonic() + self.interval, None
+            logger.warning("Background checks of Redis could not be started: %s", exc)
+        else:
+            self._gate.breaker.reserve_probes(self.interval)
 
     def stop(self) -> None:
         """End the background checks of this process; a later operation does not restart them."""
