@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, DefaultParser, UnixDomainSocketConnection
 
 from flask_redis_guard.client.commands import blocking_seconds, is_lasting
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
-from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
+from flask_redis_guard.client.sockets import DeadlineSocket, bounded
+from flask_redis_guard.client.tls import CertifiedConnection
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -203,18 +204,8 @@ class TCPConnection(GuardedConnection, Connection):
     """A guarded connection over TCP."""
 
 
-class TLSConnection(GuardedConnection, SSLConnection):
+class TLSConnection(GuardedConnection, CertifiedConnection):
     """A guarded connection over TLS."""
-
-    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
-        # Reading the certificates takes its time, too: what is left for the handshake is known
-        # only when that is done.
-        sock = timed(sock, self._left)
-        try:
-            return super()._wrap_socket_with_ssl(sock)
-        except BaseException:
-            sock.close()
-            raise
 
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
@@ -232,3 +223,12 @@ def bind(kind: type[Any], gate: Gate, **attributes: Any) -> type[Any]:
     :param attributes: what else belongs to the client.
     """
     return type(kind.__name__, (kind,), {"gate": gate, **attributes})
+
+
+def knows_pushes() -> bool:
+    """Return whether the parser tells what a server pushes (RESP3) from replies."""
+    if DefaultParser.__name__ != "_HiredisParser":
+        return True
+    import hiredis
+
+    return hasattr(hiredis, "PushNotification") and hasattr(DefaultParser, "handle_push_response")
