@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,31 @@ def test_status_of_nothing(redis_server: RedisServer) -> None:
     assert result.exit_code == 2
 
 
+@contextmanager
+def watching(app: GunicornApp, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "flask", "--app", "app_under_test", "redis-guard", "watch"]
+    with subprocess.Popen(
+        [*command, "--url", app.url, "--interval", "0.1"],
+        cwd=app.directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url}
+        | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job that a shell started in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> None:
+    """Read what is printed; the test's timeout ends a wait in vain."""
+    assert process.stdout is not None
+    assert any(words in line for line in process.stdout), f"ended without {words!r}"
+
+
 def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
     with GunicornApp(APP, env={"REDIS_URL": own_server.url}) as app:
         result = run(own_server.url, "status", "--url", app.url, "--json")
@@ -170,26 +197,14 @@ def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
         assert full.exit_code == 0
         assert run(own_server.url, "status", "--url", app.url + "/elsewhere").exit_code == 3
 
-        command = [sys.executable, "-m", "flask", "--app", "app_under_test", "redis-guard"]
-        with subprocess.Popen(
-            [*command, "watch", "--url", app.url, "--interval", "0.1"],
-            cwd=app.directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": own_server.url}
-            | {"PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as watching:
-            assert watching.stdout is not None
-            assert "pass circuit closed" in watching.stdout.readline()
+        with watching(app, own_server.url) as watch:
+            read_until(watch, "pass circuit closed")
             own_server.kill()
-            seen = ""
-            while "fail circuit open" not in seen:  # the test's timeout ends it otherwise
-                seen = watching.stdout.readline()
+            read_until(watch, "fail circuit open")
             own_server.start()
-            while "pass circuit closed" not in seen:
-                seen = watching.stdout.readline()
-            watching.send_signal(signal.SIGINT)
-            assert watching.wait(10) == 0
+            read_until(watch, "pass circuit closed")
+            watch.send_signal(signal.SIGINT)
+            assert watch.wait(10) == 0
 
         own_server.kill()
         eventually(
