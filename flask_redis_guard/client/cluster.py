@@ -7,7 +7,6 @@ from being refreshed by another one.
 
 from __future__ import annotations
 
-import dis
 import inspect
 import os
 import threading
@@ -34,19 +33,30 @@ from flask_redis_guard.client.operation import DeadlineLock, current
 _TRIES = 10_000
 
 
-def _assigned(kind: type[Any]) -> set[str]:
-    """Return the attributes that a class and its bases set in ``__init__``."""
-    names: set[str] = set()
-    for base in kind.__mro__[:-1]:
-        start = base.__dict__.get("__init__")
-        if inspect.isfunction(start):
-            code = dis.get_instructions(inspect.unwrap(start))
-            names.update(str(step.argval) for step in code if step.opname == "STORE_ATTR")
-    return names
+#: What a cluster client has only after it has asked the cluster: what the constructors name (and
+#: some words more). Not everything that is missing: ``hasattr`` for what other libraries look for,
+#: such as ``connection_pool``, must neither ask the cluster nor fail with it.
+_BUILT = frozenset(
+    name
+    for base in redis.RedisCluster.__mro__
+    if inspect.isfunction(base.__dict__.get("__init__"))
+    for name in inspect.unwrap(base.__dict__["__init__"]).__code__.co_names
+)
 
 
-#: What a cluster client has only after it has asked the cluster.
-_BUILT = frozenset(_assigned(redis.RedisCluster))
+def _patiently(gate: Gate, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what tries again while the keys of a slot are on two nodes.
+
+    :raises redis.exceptions.TryAgainError: where that lasts. redis-py says that it was redirected
+        for ever, which would be an outage; but each time a node has answered.
+    """
+    try:
+        return call(*args, **kwargs)
+    except redis.exceptions.ClusterError as exc:
+        operation = current(gate)
+        if type(exc) is redis.exceptions.ClusterError and operation and operation.split:
+            raise operation.split from exc
+        raise
 
 
 class GuardedCluster(redis.RedisCluster):
@@ -71,7 +81,7 @@ class GuardedCluster(redis.RedisCluster):
         self._seeds = tuple(seeds)
         self._pool_class = pool_class
         self._options = options
-        self._building = DeadlineLock()
+        self._building = DeadlineLock(gate)
         self._built_in: object = None  # the process, and whether before or after gevent's patch
         self._under_way: object = None
         self._probes: tuple[frozenset[str], list[str]] | None = None
@@ -90,7 +100,7 @@ class GuardedCluster(redis.RedisCluster):
 
         def send() -> Any:
             self.ready()
-            return call(*args, **kwargs)
+            return _patiently(self.gate, call, *args, **kwargs)
 
         return self.gate.run(operation_name(args), send)
 
@@ -118,7 +128,7 @@ class GuardedCluster(redis.RedisCluster):
 
     def _build(self) -> None:
         """Make all of it, anew in a new process: no lock and no socket of the old one is used."""
-        operation = current()
+        operation = current(self.gate)
         if operation is None:
             raise RuntimeError("a cluster is asked inside operations only")
         host, port = self._seeds[0]
@@ -206,7 +216,7 @@ class GuardedClusterPipeline(ClusterPipeline):
             if self.nodes_manager.stale:
                 self.nodes_manager.initialize()
             replies = call(raise_on_error)
-            operation = current()
+            operation = current(self.gate)
             if operation is not None and operation.broken is not None:
                 raise operation.broken  # a part of it may be lost, whatever the caller ignores
             return replies
@@ -219,11 +229,12 @@ class GuardedClusterPipeline(ClusterPipeline):
         :raises redis.RedisError: if it came back because a connection broke: it may have been
             carried out.
         """
-        operation = current()
+        operation = current(self.gate)
         if operation is not None and operation.broken is not None:
             self.nodes_manager.stale = True
             raise operation.broken
-        return redis.RedisCluster.execute_command(self, *args, **kwargs)
+        call = redis.RedisCluster.execute_command
+        return _patiently(self.gate, call, self, *args, **kwargs)
 
     def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued and give the connection back; never waits for a dead server."""

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, DefaultParser, UnixDomainSocketConnection
 
-from flask_redis_guard.client.blocking import blocking_seconds
+from flask_redis_guard.client.commands import blocking_seconds, is_lasting
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
-from flask_redis_guard.client.sockets import DeadlineSocket, bounded, timed
+from flask_redis_guard.client.sockets import DeadlineSocket, bounded
+from flask_redis_guard.client.tls import CertifiedConnection
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -37,12 +38,13 @@ class GuardedConnection:
     _blocking = 0.0
     _connecting = False
     _demoted = False
+    _altered = False
     _socket_timeout: float | None = None
     _socket_connect_timeout: float | None = None
 
     def operation(self) -> Operation | None:
         """Return the operation in progress on this connection."""
-        operation = current() or self.borrowed
+        operation = current(self.gate) or self.borrowed
         return None if operation is None or operation.settled else operation
 
     # redis-py reads these two while it connects, address by address, and for the TLS handshake.
@@ -84,6 +86,7 @@ class GuardedConnection:
         try:
             super().connect(*args, **kwargs)  # type: ignore[misc]
             self.verify()
+            self._altered = False  # by the handshake it is what everybody expects
         except redis_errors.ResponseError as exc:
             self.disconnect()
             if judge(exc).reason is not None:
@@ -107,13 +110,18 @@ class GuardedConnection:
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
         self._owed = 0
-        self._demoted = False
+        self._demoted = self._altered = False
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def is_clean(self) -> bool:
-        """Whether the next caller may have it: it owes no reply, and leads to no replica."""
-        return self._owed == 0 and not self._demoted
+        """Whether the next caller may have it: it owes no reply, leads to no replica, and is in
+        the state that the handshake left it in."""
+        return self._owed == 0 and not self._demoted and not self._altered
+
+    def retire(self) -> None:
+        """Have it closed when it is given back."""
+        self._altered = True
 
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
@@ -126,11 +134,16 @@ class GuardedConnection:
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
+        self._altered = self._altered or is_lasting(args)
         super().send_command(*args, **kwargs)  # type: ignore[misc]
 
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
         commands = list(commands)
         self._packed = len(commands)
+        # A pipeline's own MULTI ends with its EXEC.
+        self._altered = self._altered or any(
+            is_lasting(args) for args in commands if args[0] != "MULTI"
+        )
         self._blocking = math.fsum(blocking_seconds(args) for args in commands)
         return super().pack_commands(commands)  # type: ignore[misc]
 
@@ -191,18 +204,8 @@ class TCPConnection(GuardedConnection, Connection):
     """A guarded connection over TCP."""
 
 
-class TLSConnection(GuardedConnection, SSLConnection):
+class TLSConnection(GuardedConnection, CertifiedConnection):
     """A guarded connection over TLS."""
-
-    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
-        # Reading the certificates takes its time, too: what is left for the handshake is known
-        # only when that is done.
-        sock = timed(sock, self._left)
-        try:
-            return super()._wrap_socket_with_ssl(sock)
-        except BaseException:
-            sock.close()
-            raise
 
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
@@ -220,3 +223,12 @@ def bind(kind: type[Any], gate: Gate, **attributes: Any) -> type[Any]:
     :param attributes: what else belongs to the client.
     """
     return type(kind.__name__, (kind,), {"gate": gate, **attributes})
+
+
+def knows_pushes() -> bool:
+    """Return whether the parser tells what a server pushes (RESP3) from replies."""
+    if DefaultParser.__name__ != "_HiredisParser":
+        return True
+    import hiredis
+
+    return hasattr(hiredis, "PushNotification") and hasattr(DefaultParser, "handle_push_response")

@@ -21,6 +21,7 @@ from flask_redis_guard.client.connections import (
     TLSConnection,
     UnixConnection,
     bind,
+    knows_pushes,
 )
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.guarded import GuardedRedis
@@ -192,6 +193,12 @@ def _connection_options(settings: Settings, from_url: dict[str, Any]) -> dict[st
             raise ConfigurationError(
                 "REDIS_GUARD_CLIENT_OPTIONS", name, f"not here; use {_DECIDED[name]}"
             )
+    protocol = str(given.get("protocol", 2))
+    if protocol not in ("2", "3"):
+        raise ConfigurationError("protocol", protocol, "2 or 3")
+    if protocol == "3" and not knows_pushes():
+        what = "2: this hiredis or redis-py takes what RESP3 pushes for replies; update both"
+        raise ConfigurationError("protocol", protocol, what)
     # Protocol 2 on purpose: no push messages among the replies, one message less to connect.
     return {"protocol": 2, **given, **_decided(settings)}
 
@@ -225,6 +232,9 @@ def _understood(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     for base in kind.__mro__:
         if issubclass(base, AbstractConnection):
             known.update(inspect.signature(base.__init__).parameters)
+    if "ssl_check_hostname" in known and options.get("ssl_cert_reqs", 2) not in (0, "none", None):
+        # Without it any certificate of any host will do; redis-py before 6 does not insist.
+        options = {"ssl_check_hostname": True, **options}
     optional = {"maint_notifications_config", "protocol"}
     for name in options:
         if name not in known and name not in optional:

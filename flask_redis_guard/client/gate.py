@@ -68,7 +68,7 @@ class Gate:
         :raises CircuitOpen: at once, where the breaker refuses.
         :raises RedisUnavailable: where Redis could not serve.
         """
-        if current() is not None:
+        if current(self) is not None:
             return call()
         if self.memory_only:
             return self._run_in_memory(name, call)
@@ -111,7 +111,7 @@ class Gate:
             if self.on_refused is not None:
                 self.on_refused(name)
             raise CircuitOpen(name, "circuit-open", permit.retry_after)
-        return Operation(name, self.timeout, permit)
+        return Operation(self, name, self.timeout, permit)
 
     def succeed(self, operation: Operation, result: object = None) -> None:
         """End an operation that came back; a pipeline's list may still tell of a failure."""
@@ -171,7 +171,7 @@ class Gate:
             self.on_finished(operation, outcome, exc)
 
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
-        with Operation(name, self.timeout, None):
+        with Operation(self, name, self.timeout, None):
             result = call()
         if not self.serving_memory:
             self._serve_memory(True)

@@ -59,6 +59,7 @@ class Monitor:
         self.interval = interval
         self._pid: int | None = None
         self._starting = ProcessLock()
+        self._not_before = 0.0
         self._stop: threading.Event | None = None
         self._complained = False
         self._may_write = True
@@ -76,25 +77,26 @@ class Monitor:
 
     def start(self) -> None:
         """Begin background checks in this process, unless they are running or turned off."""
-        if self._pid == os.getpid() or not self.interval:
+        if self._pid == os.getpid() or not self.interval or time.monotonic() < self._not_before:
             return
         with self._starting:
             if self._pid == os.getpid():
                 return
             self._pid = os.getpid()
             self._stop = threading.Event()
+        thread = threading.Thread(
+            target=self._run, args=(self._stop,), name="redis-guard-monitor", daemon=True
+        )
         try:
-            threading.Thread(
-                target=self._run, args=(self._stop,), name="redis-guard-monitor", daemon=True
-            ).start()
+            thread.start()
         except RuntimeError as exc:  # out of threads or memory: requests probe until it works
-            self._pid = None
+            self._not_before, self._pid = time.monotonic() + self.interval, None
             if not self._complained:
                 logger.error("The background check of Redis cannot start yet: %s", exc)
             self._complained = True
-            return
-        self._complained = False
-        self._gate.breaker.reserve_probes(self.interval)
+        else:
+            self._complained = False
+            self._gate.breaker.reserve_probes(self.interval)
 
     def stop(self) -> None:
         """End the background checks of this process; a later operation does not restart them."""

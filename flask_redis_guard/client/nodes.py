@@ -24,6 +24,11 @@ class NodeConnection(GuardedConnection):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().read_response(*args, **kwargs)
+        except redis_errors.TryAgainError as exc:
+            operation = self.operation()
+            if operation is not None:
+                operation.split = exc
+            raise
         except redis_errors.ClusterDownError as exc:
             error = redis_errors.ConnectionError(f"CLUSTERDOWN {exc}")
             self.disconnect()
@@ -52,7 +57,7 @@ class NodePool(GuardedPool):
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take a connection; while the map is refreshed, each node gets a share of the time."""
-        operation = current()
+        operation = current(self.gate)
         if operation is not None:
             operation.next_share()
         return super().get_connection(command_name, *keys, **options)
@@ -79,14 +84,14 @@ class NodesMap(NodesManager):
     def take_over(cls, manager: Any, gate: Gate, seeds: Sequence[tuple[str, int]]) -> None:
         """Make a manager that redis-py has made, by a name that it looks up itself, one of ours."""
         manager.__class__ = cls
-        manager.gate, manager.seeds, manager.refreshing = gate, seeds, DeadlineLock()
+        manager.gate, manager.seeds, manager.refreshing = gate, seeds, DeadlineLock(gate)
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Ask nodes for the map until one answers.
 
         :raises redis.exceptions.RedisClusterException: if none does before the deadline.
         """
-        operation = current()
+        operation = current(self.gate)
         if operation is None:
             self.gate.run("CLUSTER SLOTS", lambda: self.initialize(*args, **kwargs))
             return

@@ -80,7 +80,7 @@ class GuardedPool(ConnectionPool):
         :raises CircuitOpen: if the caller is in no operation and the breaker refuses.
         :raises redis.ConnectionError: if none is free before the deadline.
         """
-        operation = current()
+        operation = current(self.gate)
         if operation is not None:
             if operation.in_memory:
                 return self._memory.get_connection(*self._words(command_name))
@@ -120,7 +120,7 @@ class GuardedPool(ConnectionPool):
             self._memory.release(connection)
             return
         holder = connection.holder
-        foreign = holder is not None and not holder.settled and holder is not current()
+        foreign = holder is not None and not holder.settled and holder is not current(self.gate)
         if foreign or connection not in self._in_use_connections:
             return
         connection.holder = None
@@ -133,6 +133,17 @@ class GuardedPool(ConnectionPool):
                 self._freed.notify()
         if borrowed is not None and not borrowed.settled:
             self.gate.abandon(borrowed)
+
+    def re_auth_callback(self, token: Any) -> None:
+        """Have all connect anew: a credential provider has new credentials.
+
+        redis-py's own sends them on all idle connections while it holds the pool's lock, at which
+        no deadline ends.
+        """
+        with self._lock:
+            for connection in self._in_use_connections:
+                connection.retire()
+        self.disconnect_idle()
 
     def disconnect_idle(self) -> None:
         """Close what waits in the pool: the primary is another server now."""
@@ -155,12 +166,12 @@ class GuardedPool(ConnectionPool):
                 if not str(exc).startswith("Too many connections") or not self._wait():
                     raise
             else:
-                connection.holder = current()
+                connection.holder = current(self.gate)
                 return connection
 
     def _wait(self) -> bool:
         """Wait until a connection may be free; false when the deadline has passed."""
-        operation = current()
+        operation = current(self.gate)
         left = self.gate.timeout if operation is None else operation.remaining()
         with self._freed:
             self._waiting += 1

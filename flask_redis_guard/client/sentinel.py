@@ -31,6 +31,7 @@ class Discovery:
 
     def __init__(self, service: str, pools: Sequence[GuardedPool]) -> None:
         self._service = service
+        self._gate = pools[0].gate
         self._sentinels = [redis.Redis(connection_pool=pool) for pool in pools]
         self._address: tuple[str, int] | None = None
         #: Called when the primary's address is another one than the last time.
@@ -43,7 +44,7 @@ class Discovery:
 
         :raises redis.ConnectionError: if no sentinel names one.
         """
-        operation = current()
+        operation = current(self._gate)
         if operation is None:
             raise RuntimeError("sentinels are asked inside operations only")
         failure: Exception | None = None

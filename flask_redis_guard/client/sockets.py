@@ -54,10 +54,25 @@ class DeadlineSocket:
         return None if left == INFINITE else max(left, 0.0)
 
     def recv(self, *args: Any) -> bytes:
-        return self._call(self._sock.recv, *args)  # type: ignore[no-any-return]
+        return self._receive(self._sock.recv, *args)  # type: ignore[no-any-return]
 
     def recv_into(self, *args: Any) -> int:
-        return self._call(self._sock.recv_into, *args)  # type: ignore[no-any-return]
+        return self._receive(self._sock.recv_into, *args)  # type: ignore[no-any-return]
+
+    def _receive(self, method: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return self._call(method, *args)
+        except TimeoutError:
+            # Perhaps it was not Redis who was late, but this greenlet's or thread's turn.
+            operation = self._operation()
+            if operation is None or not operation.may_read_late():
+                raise
+            self._sock.settimeout(0)
+            try:
+                return method(*args)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+            raise
 
     def sendall(self, data: Any) -> None:
         """Send everything before the deadline."""
@@ -80,18 +95,25 @@ class DeadlineSocket:
             try:
                 return method(*args)
             except ssl.SSLWantReadError:
-                self._wait(select.POLLIN)
+                if not self._ready(select.POLLIN):
+                    raise  # redis-py polls so: it goes by the number of this very error
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT)
+                if not self._ready(select.POLLOUT):
+                    raise
 
-    def _wait(self, event: int) -> None:
+    def _ready(self, event: int) -> bool:
+        """Wait for the socket; false where redis-py only wants to know about now.
+
+        :raises TimeoutError: when the deadline has passed.
+        """
         seconds = self._patience()
         if seconds == 0:
-            raise ssl.SSLWantReadError("no data now")  # redis-py polls a connection so
+            return False
         poller = select.poll()
         poller.register(self._sock, event)
         if not poller.poll(None if seconds is None else seconds * 1000):
             raise TimeoutError("the operation's deadline has passed")
+        return True
 
 
 class _TimedSocket(socket.socket):

@@ -115,12 +115,16 @@ class CircuitBreaker:
         :param permit: what :meth:`try_acquire` gave.
         :param outcome: what the call says about Redis.
         """
-        if outcome is Outcome.SUCCESS and permit is self._shared and not self._pending:
+        if permit is self._shared and (
+            (outcome is Outcome.SUCCESS and not self._pending)
+            or outcome is Outcome.NEUTRAL  # a finalizer's, that runs in the middle of the below
+        ):
             return
         with self._lock:
             if permit.generation == self._generation:
                 if self._state is CircuitState.CLOSED:
-                    self._settle_closed(outcome)
+                    if outcome is not Outcome.NEUTRAL:
+                        self._settle_closed(outcome is Outcome.FAILURE)
                 elif self._leases.end(permit, self._clock()):
                     self._settle_probe(outcome)
         self._announcer.deliver()
@@ -210,10 +214,7 @@ class CircuitBreaker:
         if self._state is CircuitState.OPEN and self._clock() >= self._open_until:
             self._enter(CircuitState.HALF_OPEN, "open-time-over", self._consecutive)
 
-    def _settle_closed(self, outcome: Outcome) -> None:
-        if outcome is Outcome.NEUTRAL:
-            return
-        failed = outcome is Outcome.FAILURE
+    def _settle_closed(self, failed: bool) -> None:
         calls, failures = self._window.add(self._clock(), failed)
         self._consecutive = self._consecutive + 1 if failed else 0
         self._pending = bool(failures)

@@ -17,7 +17,7 @@ import redis
 from flask_redis_guard import CircuitOpen, RedisUnavailable
 from tests.faults.paths import PATHS, Path
 from tests.support import ClusterSetup, RedisServer, SentinelSetup, eventually
-from tests.support.guarded import NEVER_OPENS, Guarded
+from tests.support.guarded import NEVER_OPENS, PROTOCOLS, Guarded
 
 #: Seconds for one operation. Servers that are back get time to answer a busy machine.
 TIMEOUTS = {"killed": 0.3, "hung": 0.3, "restarted": 2.0, "breaker open": 0.3}
@@ -57,12 +57,13 @@ class Result:
         return "waits on" if self.path.waits and self.value is None else "answers"
 
 
-def run_all(setup: Setup, fault: str) -> dict[str, Result]:
+def run_all(setup: Setup, fault: str, protocol: int = 2) -> dict[str, Result]:
     """Prepare every path, make the fault, and act on every path."""
     prepared = []
     for path in PATHS:
         if path.cluster or not isinstance(setup, ClusterSetup):
-            guarded = Guarded(setup.url, REDIS_GUARD_TIMEOUT=TIMEOUTS[fault], **NEVER_OPENS)
+            url = f"{setup.url}?protocol={protocol}"
+            guarded = Guarded(url, REDIS_GUARD_TIMEOUT=TIMEOUTS[fault], **NEVER_OPENS)
             eventually(partial(answers, guarded.client), 20, "the servers answer")
             prepared.append((path, guarded, path.prepare(guarded.client)))
     if fault == "breaker open":
@@ -110,15 +111,22 @@ def end_fault(setup: Setup) -> None:
         eventually(setup.settled, 20, "the cluster is well again")
 
 
-@pytest.fixture(scope="module", params=[RedisServer, ClusterSetup])
+@pytest.fixture(scope="module", params=[*PROTOCOLS, "cluster"])
 def setup(request: pytest.FixtureRequest) -> Any:
-    with request.param() as setup:
-        yield setup
+    if request.param == "cluster":
+        with ClusterSetup() as cluster:
+            yield cluster, PROTOCOLS[-1]
+    else:
+        with RedisServer() as server:
+            yield server, request.param
 
 
 @pytest.fixture(scope="module", params=FAULTS)
-def results(setup: Setup, request: pytest.FixtureRequest) -> tuple[str, dict[str, Result]]:
-    return request.param, run_all(setup, request.param)
+def results(
+    setup: tuple[Setup, int], request: pytest.FixtureRequest
+) -> tuple[str, dict[str, Result]]:
+    servers, protocol = setup
+    return request.param, run_all(servers, request.param, protocol)
 
 
 def test_each_path_is_one_operation_with_one_outcome(

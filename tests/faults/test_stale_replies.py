@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 import threading
@@ -11,7 +10,16 @@ from typing import Any
 
 from flask_redis_guard import RedisUnavailable
 from tests.support import Proxy, RedisServer
-from tests.support.guarded import NEVER_OPENS, Guarded
+from tests.support.guarded import NEVER_OPENS, PROTOCOLS, Guarded
+
+
+def echoes(client: Any, own: list[bytes]) -> Any:
+    if len(own) == 1:
+        return [client.echo(own[0])]
+    pipeline = client.pipeline(transaction=False)
+    for number in own:
+        pipeline.echo(number)
+    return pipeline.execute()
 
 
 def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
@@ -20,21 +28,14 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
     wrong: list[Any] = []
     stop = threading.Event()
     with Proxy(redis_server.port) as proxy:
-        guarded = Guarded(
-            proxy.url, REDIS_GUARD_TIMEOUT=0.2, REDIS_GUARD_MAX_CONNECTIONS=6, **NEVER_OPENS
-        )
+        options = {"REDIS_GUARD_TIMEOUT": 0.2, "REDIS_GUARD_MAX_CONNECTIONS": 4, **NEVER_OPENS}
+        both = [Guarded(f"{proxy.url}?protocol={number}", **options) for number in PROTOCOLS]
 
         def ask() -> None:
             while not stop.is_set():
-                own = [b"%d" % next(numbers) for _ in range(3)]
+                own = [b"%d" % next(numbers) for _ in range(random.choice((1, 3)))]
                 try:
-                    if random.random() < 0.5:
-                        replies, own = [guarded.client.echo(own[0])], own[:1]
-                    else:
-                        pipeline = guarded.client.pipeline(transaction=False)
-                        for number in own:
-                            pipeline.echo(number)
-                        replies = pipeline.execute()
+                    replies = echoes(random.choice(both).client, own)
                 except RedisUnavailable:
                     counts["refused"] += 1
                     continue
@@ -54,24 +55,8 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
         stop.set()
         for thread in threads:
             thread.join(10)
-        guarded.close()
+        for guarded in both:
+            guarded.close()
     assert wrong == []
     assert counts["answered"] > 200, counts
     assert counts["refused"] > 10, counts
-
-
-def test_a_permit_belongs_to_who_took_it(redis_server: RedisServer) -> None:
-    """``asyncio.to_thread`` hands the context on; the operation in it is not the thread's."""
-    guarded = Guarded(redis_server.url)
-
-    async def from_another_thread() -> Any:
-        return await asyncio.to_thread(guarded.client.echo, "inner")
-
-    def outer() -> Any:
-        guarded.client.echo("outer")
-        return asyncio.run(from_another_thread())
-
-    assert guarded.gate.run("OUTER", outer) == b"inner"
-    # The thread's own operation has its own outcome; what the outer one did itself belongs to it.
-    assert [name for name, _, _ in guarded.finished] == ["ECHO", "OUTER"]
-    guarded.close()

@@ -132,6 +132,7 @@ def test_app_that_worked_before_it_was_patched_works_after() -> None:
             with RedisServer() as server:
                 app = Flask("app")
                 app.config.update(REDIS_URL=server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+                app.config.update(REDIS_GUARD_TIMEOUT=5)  # a hundred connect at once
                 guard = RedisGuard(app)
                 client = guard.client_for(app)
                 client.set("a", "1")

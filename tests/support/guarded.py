@@ -7,6 +7,10 @@ from typing import Any
 from flask import Flask
 
 from flask_redis_guard import RedisGuard, RedisUnavailable
+from flask_redis_guard.client.connections import knows_pushes
+
+#: The versions of the protocol that the guard accepts with this parser.
+PROTOCOLS = (2, 3) if knows_pushes() else (2,)
 
 #: A breaker that follows but never opens, where a test looks at single operations.
 NEVER_OPENS = {

@@ -495,6 +495,21 @@ def test_fork_while_another_thread_announces_silences_nobody() -> None:
     assert told == "disabled\n"
 
 
+def test_a_finalizer_in_the_middle_of_the_breaker_can_end_its_call() -> None:
+    # A pipeline that the garbage collector finds in any allocation gives its permit back.
+    bench = Bench()
+    permit = bench.permit()
+    bench.breaker.settle(permit, Outcome.FAILURE)
+    with bench.breaker._lock:
+        settling = threading.Thread(
+            target=bench.breaker.settle, args=(permit, Outcome.NEUTRAL), daemon=True
+        )
+        settling.start()
+        settling.join(5)
+        assert not settling.is_alive()
+    assert bench.breaker.failure_count == 1
+
+
 def test_child_of_a_process_that_held_the_lock_can_use_the_breaker() -> None:
     told = run_python(
         """

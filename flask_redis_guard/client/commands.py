@@ -1,4 +1,4 @@
-"""How long a command may wait at the server by its own arguments."""
+"""What single commands mean for a connection: how long they wait, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -23,6 +23,35 @@ BLOCKING: dict[str, int | str] = {
     "WAIT": "ms",
     "WAITAOF": "ms",
 }
+
+#: Commands after which replies on their connection mean something else than its next user expects:
+#: another database, another user, messages among the replies, or no replies at all.
+LASTING = frozenset(
+    {
+        "AUTH",
+        "CLIENT REPLY",
+        "CLIENT TRACKING",
+        "HELLO",
+        "MONITOR",
+        "MULTI",
+        "PSUBSCRIBE",
+        "RESET",
+        "SELECT",
+        "SSUBSCRIBE",
+        "SUBSCRIBE",
+    }
+)
+
+
+def is_lasting(args: Sequence[Any]) -> bool:
+    """Tell whether a command changes its connection for good.
+
+    :param args: the command's words.
+    """
+    name = _word(args[0]) if args else ""
+    if name == "CLIENT" and len(args) > 1:  # redis-py has both in one word
+        name = f"CLIENT {_word(args[1])}"
+    return name in LASTING
 
 
 def blocking_seconds(args: Sequence[Any]) -> float:
