@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 SLIDING_WINDOW: Final = "sliding-window"
 TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
@@ -181,8 +181,7 @@ def _parse_single(text: str) -> Rate:
     return Rate(int(match[1]), unit * int(match[2] or 1))
 
 
-@dataclass(frozen=True, slots=True)
-class RateState:
+class RateState(NamedTuple):
     """What one rate said about one request.
 
     :param rate: the rate.
@@ -235,15 +234,14 @@ class Decision:
     ) -> Decision:
         """The decision that follows from the states of a charge's rates (at least one)."""
         states = tuple(states)
-        refusing = [s for s in states if not s.allowed]
         if len(states) == 1:
             worst = states[0]
-        elif refusing:
+        elif refusing := [s for s in states if not s.allowed]:
             worst = max(refusing, key=lambda s: s.retry_after)
         else:
             worst = min(states, key=lambda s: (s.remaining, -s.reset_after))
         return cls(
-            not refusing,
+            worst.allowed,
             worst.rate.limit,
             worst.remaining,
             worst.reset_after,

@@ -17,7 +17,7 @@ from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
 from .denials import DenialCache
 from .keys import KeyMaker, Rates, Subject, read_rates
 from .local import LocalLimiter
-from .scripts import ClientSource, Script, client_getter, guarded, script_mode
+from .scripts import ClientSource, Script, client_getter, guarded, told_time
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _ALGORITHMS: Final = {
     b"t": "token_bucket.lua",
     b"f": "fixed_window.lua",
 }
+_HIT: Final = b"h"
+_PEEK: Final = b"p"
 _REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
 
 
@@ -98,7 +100,7 @@ class RateLimiter:
     def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """What :meth:`hit` would say now, without charging. It always asks Redis."""
         plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys)
-        self._ask(plan, plan.rows, b"peek")
+        self._ask(plan, plan.rows, _PEEK)
         return plan.decisions()[0]
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
@@ -148,7 +150,7 @@ class RateLimiter:
         asked: list[Row] = []
         try:
             for rows in self._parts(plan.rows):
-                self._ask(plan, rows, b"peek" if plan.refused else b"hit")
+                self._ask(plan, rows, _PEEK if plan.refused else _HIT)
                 asked += rows
         except RedisUnavailable:
             self._give_back(plan, asked)
@@ -176,7 +178,7 @@ class RateLimiter:
         )
 
     def _remembered(self, plan: Plan) -> list[Decision] | None:
-        for row in plan.rows:
+        for row in plan.rows if self.denials else ():
             if not row.group and not row.refundable:
                 denial = self.denials.find(row.key, row.cost)
                 if denial is not None:
@@ -185,7 +187,7 @@ class RateLimiter:
 
     def _remember(self, plan: Plan, sent: float) -> None:
         states = plan.states() if plan.refused else {}
-        for row in plan.rows:
+        for row in plan.rows if states or self.denials else ():
             if row.refundable or row.group:
                 continue
             if row.key in states and not states[row.key].allowed:
@@ -193,10 +195,10 @@ class RateLimiter:
             elif row.charged:
                 self.denials.admitted(row.key, row.cost)
 
-    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
         """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
-        if not isinstance(self._client(), RedisCluster):
-            return [list(rows)]
+        if len(rows) == 1 or not isinstance(self._client(), RedisCluster):
+            return [rows]
         parts: dict[bytes, list[Row]] = {}
         for row in sorted(rows, key=lambda row: row.group > 0):
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
@@ -204,10 +206,11 @@ class RateLimiter:
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
-        args = [script_mode(mode, self._server_time), *[row.judge_argument() for row in rows]]
+        asked = mode + b"".join([row.judge_argument() for row in rows])
+        args = (asked, *told_time(self._server_time))
         script = judge_script(frozenset([row.head[:1] for row in rows]))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
-        plan.take_reply(rows, reply, hit=mode == b"hit")
+        plan.take_reply(rows, reply, hit=mode == _HIT)
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
         """On Cluster: free earlier subjects of what a request took that was then refused."""
@@ -220,13 +223,12 @@ class RateLimiter:
         else:
             plan.returned(charged)
 
-    def _refund(self, rows: Sequence[Row]) -> None:
+    def _refund(self, rows: list[Row]) -> None:
         if not rows:
             return
         for part in self._parts(rows):
             keys = [row.key for row in part]
-            mode = script_mode(b"refund", self._server_time)
-            args = [mode, *[row.refund_argument() for row in part]]
+            args = [*[row.refund_argument() for row in part], *told_time(self._server_time)]
             _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 
