@@ -143,8 +143,10 @@ def parse_rates(
     :returns: at least one rate, in the order given, without repetitions.
     :raises ValueError: naming what could not be read and what is accepted.
     """
+    if isinstance(rates, str) and algorithm is None:
+        return _parse_text(rates)
     given: object = (rates,) if isinstance(rates, (Rate, str)) else rates
-    if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
+    if isinstance(given, (bytes, bytearray)) or not isinstance(given, (tuple, Iterable)):
         raise _no_rate(given)
     found: list[Rate] = []
     for rate in given:
@@ -163,7 +165,7 @@ def parse_rates(
 
 @lru_cache(1024)
 def _parse_text(text: str) -> tuple[Rate, ...]:
-    return tuple(_parse_single(part) for part in _SEPARATORS.split(text))
+    return tuple(dict.fromkeys(_parse_single(part) for part in _SEPARATORS.split(text)))
 
 
 def _no_rate(found: object) -> ValueError:
@@ -240,14 +242,5 @@ class Decision:
             worst = max(refusing, key=lambda s: s.retry_after)
         else:
             worst = min(states, key=lambda s: (s.remaining, -s.reset_after))
-        return cls(
-            worst.allowed,
-            worst.rate.limit,
-            worst.remaining,
-            worst.reset_after,
-            worst.retry_after,
-            worst.rate,
-            states,
-            remembered,
-            receipt,
-        )
+        rate, allowed, remaining, reset, retry = worst
+        return cls(allowed, rate.limit, remaining, reset, retry, rate, states, remembered, receipt)

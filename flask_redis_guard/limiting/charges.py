@@ -39,7 +39,8 @@ class Charge:
     def __post_init__(self) -> None:
         if not self.rates:
             raise ValueError("rates: a charge needs at least one rate")
-        check_cost(self.cost)
+        if type(self.cost) is not int or self.cost < 1:
+            check_cost(self.cost)
 
 
 @dataclass(slots=True, eq=False)

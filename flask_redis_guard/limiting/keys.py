@@ -50,17 +50,9 @@ def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
     :raises ConfigurationError: instead of the core's ``ValueError``.
     """
     try:
-        try:
-            # A list may change, and an iterator gives what it has but once: both are read anew.
-            read = _read_once if isinstance(rates, (str, tuple)) else parse_rates
-            return read(rates, algorithm=algorithm)
-        except TypeError:  # a tuple with something in it that cannot be hashed
-            return parse_rates(rates, algorithm=algorithm)
+        return parse_rates(rates, algorithm=algorithm)
     except ValueError as exc:
         raise ConfigurationError("rates", rates, str(exc)) from None
-
-
-_read_once = lru_cache(1024)(parse_rates)
 
 
 class KeyMaker:

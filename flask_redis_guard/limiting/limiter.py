@@ -22,10 +22,10 @@ from .scripts import ClientSource, Script, client_getter, guarded, told_time
 _log = logging.getLogger(__name__)
 
 _ALGORITHMS: Final = {
-    b"w": "sliding_window.lua",
-    b"l": "exact_log.lua",
-    b"t": "token_bucket.lua",
-    b"f": "fixed_window.lua",
+    ord("w"): "sliding_window.lua",
+    ord("l"): "exact_log.lua",
+    ord("t"): "token_bucket.lua",
+    ord("f"): "fixed_window.lua",
 }
 _HIT: Final = b"h"
 _PEEK: Final = b"p"
@@ -33,13 +33,13 @@ _REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.l
 
 
 @cache
-def judge_script(algorithms: frozenset[bytes]) -> Script:
+def judge_script(algorithms: bytes) -> Script:
     """The script that judges rates of these algorithms: one of fifteen.
 
-    :param algorithms: codes, as in :func:`.charges.rate_head`.
+    :param algorithms: their codes in order, as in :func:`.keys.rate_head`.
     """
-    parts = [_ALGORITHMS[code] for code in sorted(algorithms)]
-    express = ["sliding_window_express.lua"] if algorithms == {b"w"} else []
+    parts = [_ALGORITHMS[code] for code in algorithms]
+    express = ["sliding_window_express.lua"] if algorithms == b"w" else []
     names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
     return Script("rate limit", *names)
 
@@ -208,7 +208,7 @@ class RateLimiter:
         keys = [row.key for row in rows]
         asked = mode + b"".join([row.judge_argument() for row in rows])
         args = (asked, *told_time(self._server_time))
-        script = judge_script(frozenset([row.head[:1] for row in rows]))
+        script = judge_script(bytes(sorted({row.head[0] for row in rows})))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == _HIT)
 

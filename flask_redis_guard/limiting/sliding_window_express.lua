@@ -1,5 +1,6 @@
 -- The common case of sliding windows alone: every one has room, and is still in the sub-window that
--- its counters are of. Straight on, without a function made; all else is for what follows.
+-- its counters are of. Straight on, without a function made; all else is for what follows. Where
+-- every one has room, groups make no difference.
 -- See judge.lua for the arguments and sliding_window.lua for what is stored.
 
 if byte(ARGV[1]) == 104 then
