@@ -45,7 +45,7 @@ demo: $(VENV)/.demo
 SUITE := tests --ignore tests/browser --ignore tests/promtool
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(SUITE) -m 'not alone' -n 3 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SUITE) -m 'not alone' -n 3 --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 	$(BIN)/python -m pytest $(SUITE) -m alone $(PYTEST_ARGS)
 
 test-browser: $(VENV)/.installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -106,14 +107,17 @@ def token() -> Check:
 
 
 def function() -> Check:
-    """Accept a callable, or None for none; the environment cannot name one."""
+    """Accept a callable, or None for none; the environment cannot name one.
+
+    What an async function returns is true, whatever it would have said, and nobody would run it.
+    """
 
     def read(value: Any) -> Any:
-        if value is not None and not callable(value):
+        if value is not None and (not callable(value) or iscoroutinefunction(value)):
             raise ValueError
         return value
 
-    return Check(read, "a callable (in app.config), or None")
+    return Check(read, "a callable that is not async (in app.config), or None")
 
 
 def flag() -> Check:

@@ -8,6 +8,7 @@ one raises is logged and changes nothing. No signal carries a key, a value, a UR
 from __future__ import annotations
 
 import logging
+from inspect import iscoroutine
 from typing import Any
 
 from blinker import Namespace, Signal
@@ -104,7 +105,10 @@ def send(signal: Signal, app: Any, **event: Any) -> None:
     interruption: BaseException | None = None
     for receiver in signal.receivers_for(app):
         try:
-            receiver(app, **event)
+            result = receiver(app, **event)
+            if iscoroutine(result):
+                result.close()
+                raise TypeError("a receiver may not be async: nobody would await it")
         except Exception:
             logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
         except BaseException as exc:  # noqa: BLE001 - a killed greenlet: tell the others still

@@ -60,6 +60,7 @@ class Monitor:
         self._pid: int | None = None
         self._starting = ProcessLock()
         self._stop: threading.Event | None = None
+        self._complained = False
         self._may_write = True
         self._asking = ProcessLock()
         self._in_flight: tuple[int, threading.Event] | None = None
@@ -82,10 +83,18 @@ class Monitor:
                 return
             self._pid = os.getpid()
             self._stop = threading.Event()
+        try:
+            threading.Thread(
+                target=self._run, args=(self._stop,), name="redis-guard-monitor", daemon=True
+            ).start()
+        except RuntimeError as exc:  # out of threads or memory: requests probe until it works
+            self._pid = None
+            if not self._complained:
+                logger.error("The background check of Redis cannot start yet: %s", exc)
+            self._complained = True
+            return
+        self._complained = False
         self._gate.breaker.reserve_probes(self.interval)
-        threading.Thread(
-            target=self._run, args=(self._stop,), name="redis-guard-monitor", daemon=True
-        ).start()
 
     def stop(self) -> None:
         """End the background checks of this process; a later operation does not restart them."""

@@ -63,6 +63,12 @@ class GuardedPool(ConnectionPool):
                 if self.pid != os.getpid():
                     self.reset()
 
+    def __repr__(self) -> str:
+        # Some versions of redis-py show all options here, the password among them.
+        options, names = self.connection_kwargs, ("host", "port", "path", "db")
+        shown = ", ".join(f"{name}={options[name]}" for name in names if name in options)
+        return f"<{type(self).__name__}({shown})>"
+
     @property
     def in_use(self) -> int:
         """How many connections are taken out of the pool now."""

@@ -137,7 +137,12 @@ class PlaceKeeper:
             if not start and place.due < self._next:
                 self._wake.set()
         if start:
-            threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
+            except RuntimeError as error:  # out of threads or memory: nothing would renew it
+                self._running = False
+                self.free(place)
+                raise RedisUnavailable("CONCURRENCY RENEW", "limit-failed") from error
         return True
 
     def _let_go(self, place: Place) -> bool:

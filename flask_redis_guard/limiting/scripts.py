@@ -97,5 +97,5 @@ def guarded(operation: str, call: Callable[..., Any], *args: Any) -> Any:
         raise RedisUnavailable(operation, "timeout") from error
     except redis.ConnectionError as error:
         raise RedisUnavailable(operation, "connection") from error
-    except redis.RedisError as error:
+    except (redis.RedisError, UnicodeDecodeError) as error:  # the latter with decode_responses
         raise RedisUnavailable(operation, "rejected") from error

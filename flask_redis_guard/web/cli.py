@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from flask.cli import AppGroup, with_appcontext
 
 from flask_redis_guard.client.diagnosis import FAIL, PASS, WARN, Finding
 from flask_redis_guard.client.report import HealthReport
+from flask_redis_guard.web.remote import Answer, fetch
 
 #: Exit codes beside 0 for well and click's 2 for bad usage.
 FAILED, NOT_REACHED = 1, 3
 
-#: Seconds to wait for a running app, and the most bytes to take from it.
-PATIENCE = 5.0
-MOST_BYTES = 1_000_000
-
 _COLOURS = {PASS: "green", WARN: "yellow", FAIL: "red", "unreachable": "red"}
 
-Answer = dict[str, Any]
 #: Gives an answer, from an address with a token or, without an address, from this process.
 Ask = Callable[["str | None", "str | None"], Answer]
 
@@ -158,57 +150,6 @@ def exit_code(answer: Answer) -> int:
     return codes.get(answer.get("status", ""), NOT_REACHED)
 
 
-def fetch(address: str, health_path: str, token: str | None) -> Answer:
-    """Ask a running app's ``/detailed``.
-
-    :param address: of the app, or of its health routes.
-    :param health_path: what to add to an address that has no path.
-    :param token: sent as a bearer token, to this address only.
-    :returns: its answer; ``{"status": "unreachable", "error": ...}`` where there was none.
-    :raises click.BadParameter: for what is no address.
-    """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise click.BadParameter("expected http://HOST or https://HOST", param_hint="--url")
-    base = address.rstrip("/") + ("" if parts.path.strip("/") else health_path)
-    target = base if base.endswith("/detailed") else base + "/detailed"
-    headers = {"Accept": "application/health+json"}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    request = urllib.request.Request(target, headers=headers)  # noqa: S310 - the scheme was checked
-    try:
-        with _opener().open(request, timeout=PATIENCE) as response:
-            return _read(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return _read(error)
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        return {"status": "unreachable", "error": f"{target}: {reason}"}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follow none: the token is for the address that was given."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirect)
-
-
-def _read(response: Any) -> Answer:
-    try:
-        answer = json.loads(response.read(MOST_BYTES))
-        if answer["status"] in (PASS, WARN, FAIL) and isinstance(answer["redis"], dict):
-            return dict(answer)
-    except (ValueError, KeyError, TypeError):
-        pass
-    error = f"{response.url} answered {response.status}, and not as a health route does"
-    return {"status": "unreachable", "error": error}
-
-
 def _follow(
     ask: Callable[[], Answer], interval: float, count: int | None
 ) -> Iterator[tuple[Answer, bool]]:
@@ -228,14 +169,14 @@ def _follow(
 def _print_line(answer: Answer) -> None:
     click.secho(answer["status"], fg=_COLOURS[answer["status"]], bold=True, nl=False)
     if "redis" not in answer:
-        click.echo(f" {answer['error']}")
+        click.echo(f" {_plain(answer['error'])}")
         return
     redis = answer["redis"]
     latency = redis["latency_ms"]
     said = "no answer" if latency is None else f"{latency:.1f} ms"
     failures = redis["failure_count"]
     click.echo(
-        f" circuit {redis['circuit_state']}, {said}, {failures} failures in a row, "
+        f" circuit {_plain(redis['circuit_state'])}, {said}, {failures} failures in a row, "
         f"as process {answer['process']} sees it"
         + (" (in-memory store)" if redis["is_mock"] else "")
     )
@@ -246,4 +187,10 @@ def _print_answer(answer: Answer) -> None:
     for name, value in answer.get("details", {}).items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
-        click.echo(f"  {name.replace('_', ' '):20} {'-' if value in (None, '') else value}")
+        text = "-" if value in (None, "") else _plain(value)
+        click.echo(f"  {_plain(name).replace('_', ' '):20} {text}")
+
+
+def _plain(value: object) -> str:
+    """Return what another process sent without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(value))

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import iscoroutine
 from typing import Any
 
 from flask_redis_guard.core.locks import ProcessLock
@@ -71,6 +72,7 @@ class DeliveryQueue:
         self._waiting: deque[Alert] = deque()
         self._lock = ProcessLock()
         self._pid: int | None = None
+        self._running = False
         self._wake = threading.Event()
         #: Tries that are waited for no more and have not ended.
         self.hanging = 0
@@ -81,19 +83,23 @@ class DeliveryQueue:
     def put(self, alert: Alert) -> None:
         """Queue a message; returns at once."""
         with self._lock:
-            first = self._pid != os.getpid()  # in this process: threads do not survive a fork
-            if first:
-                self._pid = os.getpid()
+            if self._pid != os.getpid():  # threads do not survive a fork
+                self._pid, self._running = os.getpid(), False
                 self._wake = threading.Event()
                 self._waiting.clear()  # what the parent has queued is the parent's to deliver
                 self.hanging = 0
             lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             self._waiting.append(alert)
             self._wake.set()
+            start, self._running = not self._running, True
         if lost is not None:
             logger.error("Too many undelivered alerts: %s of %d is lost", lost.kind, lost.at)
-        if first:
-            threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
+        if start:
+            try:
+                threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
+            except RuntimeError as exc:  # out of threads or memory
+                self._running = False
+                logger.error("Alerts cannot be delivered now and wait for the next one: %s", exc)
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
@@ -121,7 +127,11 @@ class DeliveryQueue:
         def attempt() -> None:
             failure: str | None = "it was interrupted"
             try:
-                failure = "it returned False" if self._deliver(alert) is False else None
+                result = self._deliver(alert)
+                if iscoroutine(result):
+                    result.close()
+                    raise TypeError("a deliverer may not be async")
+                failure = "it returned False" if result is False else None
             except Exception as exc:  # noqa: BLE001 - whatever a user's function may raise
                 # Not the exception's text: a webhook's URL in it is a secret.
                 failure = type(exc).__name__
@@ -132,7 +142,11 @@ class DeliveryQueue:
                         self._outlasted(alert, delivered=failure is None)
                 done.set()
 
-        threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
+        try:
+            threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
+        except RuntimeError as exc:  # out of threads or memory
+            logger.error("Delivering the alert %s failed: %s", alert.kind, exc)
+            return False
         done.wait(self._timeout)
         with self._lock:
             if not failures:

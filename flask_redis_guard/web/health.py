@@ -13,6 +13,8 @@ from typing import Any
 from flask import Blueprint, Response, current_app, make_response, render_template, request
 
 from flask_redis_guard.client.report import HealthReport
+from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.web.limits import answer_of
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -58,7 +60,10 @@ class Authorization:
         if self._allow is None:
             return False
         try:
-            return bool(self._allow())
+            return bool(answer_of(self._allow()))
+        except RedisUnavailable as error:  # as often as a page asks, all through an outage
+            logger.warning("REDIS_GUARD_HEALTH_AUTHORIZE needs Redis and gets a no: %s", error)
+            return False
         except Exception:
             logger.exception("REDIS_GUARD_HEALTH_AUTHORIZE failed: the request is not authorised")
             return False

@@ -129,7 +129,7 @@ def answer_of(answer: Any) -> bool:
     if inspect.isawaitable(answer):
         if inspect.iscoroutine(answer):
             answer.close()
-        raise TypeError("exempt_when and refund_when may not be async")
+        raise TypeError("what is asked for a decision may not be async")
     return bool(answer)
 
 

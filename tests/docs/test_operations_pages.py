@@ -22,7 +22,9 @@ def first_cells(page: str) -> set[str]:
 
 def test_runbook_explains_every_reason() -> None:
     reasons = {row.verdict.reason for row in TABLE if row.verdict.reason}
-    assert reasons | {"circuit-open", "rejected", "limit-failed"} <= first_cells("operations.md")
+    assert reasons | {"circuit-open", "rejected", "limit-failed", "session-ended"} <= first_cells(
+        "operations.md"
+    )
 
 
 def test_runbook_explains_every_state_and_signal() -> None:

@@ -19,7 +19,6 @@ def make_app(url: str) -> tuple[Flask, RedisGuard]:
     app = Flask("failover")
     app.config.update(
         REDIS_URL=url,
-        REDIS_GUARD_TIMEOUT=0.3,
         REDIS_GUARD_OPEN_SECONDS=0.5,
         REDIS_GUARD_HEALTH_CHECK_INTERVAL=0.2,
     )
@@ -68,7 +67,8 @@ def test_a_killed_primary_behind_sentinels_is_replaced(sentinels: SentinelSetup)
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_a_lost_primary_of_a_cluster_is_replaced(cluster: ClusterSetup, fault: str) -> None:
     app, guard = make_app(with_login(cluster.url, "cluster p@ss", "cluster%20p%40ss"))
-    assert statuses(app) == 200
+    # redis-py 5.0 begins with all of COMMAND: on a busy machine that alone outlasts the deadline.
+    eventually(lambda: statuses(app) == 200, 20, "the cluster is found")
     victim = cluster.primary_of(KEYS[0])
     getattr(victim, fault)()
     assert statuses(app) == 503

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_redis_guard import CircuitState, RedisUnavailable, signals
+from flask_redis_guard import (
+    CircuitState,
+    ConfigurationError,
+    RedisGuard,
+    RedisUnavailable,
+    signals,
+)
 from flask_redis_guard.web.alerts import BURST, Alert, Alerts
 from flask_redis_guard.web.delivery import MOST_WAITING, DeliveryQueue
 from tests.support import GunicornApp, RedisServer, eventually
@@ -288,6 +294,22 @@ def test_false_means_not_delivered() -> None:
     queue.put(make_alert(2))
     eventually(lambda: len(tries) == 3, 5)
     assert tries == ["1", "1", "2"]
+
+
+def test_async_deliverer_is_refused_or_known_to_have_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def deliver(alert: Alert) -> None:
+        raise AssertionError("nobody awaits this")
+
+    app = Flask("async")
+    app.config.update(REDIS_URL="redis://localhost", REDIS_GUARD_ALERT_DELIVERY=deliver)
+    with pytest.raises(ConfigurationError, match="not async"):
+        RedisGuard(app)
+    queue = DeliveryQueue(lambda alert: deliver(alert), 5)
+    queue.put(make_alert(1))
+    eventually(lambda: "Delivering the alert recovered failed: TypeError" in caplog.text, 5)
+    assert len(queue) == 1
 
 
 def test_late_delivery_is_not_repeated() -> None:

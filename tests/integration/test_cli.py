@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from flask import Flask
 
 from flask_redis_guard import RedisGuard
 from tests.support import GunicornApp, RedisServer, SilentServer, eventually
+from tests.support.faults import LoopbackServer
 
 TOKEN = "command-test-token-0123456789"
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,6 +162,31 @@ def test_status_of_nothing(redis_server: RedisServer) -> None:
     assert result.exit_code == 2
 
 
+@contextmanager
+def watching(app: GunicornApp, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "flask", "--app", "app_under_test", "redis-guard", "watch"]
+    with subprocess.Popen(
+        [*command, "--url", app.url, "--interval", "0.1"],
+        cwd=app.directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": redis_url}
+        | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job that a shell started in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> None:
+    """Read what is printed; the test's timeout ends a wait in vain."""
+    assert process.stdout is not None
+    assert any(words in line for line in process.stdout), f"ended without {words!r}"
+
+
 def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
     with GunicornApp(APP, env={"REDIS_URL": own_server.url}) as app:
         result = run(own_server.url, "status", "--url", app.url, "--json")
@@ -170,26 +200,14 @@ def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
         assert full.exit_code == 0
         assert run(own_server.url, "status", "--url", app.url + "/elsewhere").exit_code == 3
 
-        command = [sys.executable, "-m", "flask", "--app", "app_under_test", "redis-guard"]
-        with subprocess.Popen(
-            [*command, "watch", "--url", app.url, "--interval", "0.1"],
-            cwd=app.directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": own_server.url}
-            | {"PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as watching:
-            assert watching.stdout is not None
-            assert "pass circuit closed" in watching.stdout.readline()
+        with watching(app, own_server.url) as watch:
+            read_until(watch, "pass circuit closed")
             own_server.kill()
-            seen = ""
-            while "fail circuit open" not in seen:  # the test's timeout ends it otherwise
-                seen = watching.stdout.readline()
+            read_until(watch, "fail circuit open")
             own_server.start()
-            while "pass circuit closed" not in seen:
-                seen = watching.stdout.readline()
-            watching.send_signal(signal.SIGINT)
-            assert watching.wait(10) == 0
+            read_until(watch, "pass circuit closed")
+            watch.send_signal(signal.SIGINT)
+            assert watch.wait(10) == 0
 
         own_server.kill()
         eventually(
@@ -198,6 +216,81 @@ def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
             "the status of an open circuit",
             interval=0.2,
         )
+
+
+class Nonsense(LoopbackServer):
+    """Answers a request with the same bytes, all at once or one in a while."""
+
+    def __init__(self, answer: bytes, interval: float = 0.0) -> None:
+        self.answer, self.interval = answer, interval
+        super().__init__()
+
+    def handle(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        step = 1 if self.interval else len(self.answer)
+        for at in range(0, len(self.answer), step):
+            connection.sendall(self.answer[at : at + step])
+            time.sleep(self.interval)
+
+
+def as_http(body: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200,
+        as_http('{"status": "pass", "redis": {}, "process": 1}'),
+        as_http('{"status": "pass", "redis": {}, "details": [1], "process": 1}'),
+        as_http("[" * 100_000),
+    ],
+)
+def test_status_of_what_is_no_health_route(answer: bytes) -> None:
+    with Nonsense(answer) as server:
+        result = run("redis://localhost", "status", "--url", f"http://127.0.0.1:{server.port}")
+    assert result.exit_code == 3
+    assert result.output.startswith("unreachable http://")
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_status_ends_though_the_answer_does_not() -> None:
+    with Nonsense(as_http(" " * 1000), interval=0.1) as server:
+        started = time.monotonic()
+        result = run("redis://localhost", "status", "--url", f"http://127.0.0.1:{server.port}")
+        assert time.monotonic() - started < 15
+    assert result.exit_code == 3
+    assert "no answer in 5 s" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--url", "http://[::1"),
+        ("--url", "http://localhost:port"),
+        ("--url", "http://localhost/\r\nInjected: yes"),
+        ("--url", "http://me:secret-secret@localhost"),
+        ("--url", "http://localhost", "--token", "secret-secret-secret\n"),
+        ("--url", "http://localhost", "--token", "secret-secret-s\xe9cret"),
+    ],
+)
+def test_a_wrong_address_or_token_is_wrong_usage_and_is_not_repeated(
+    arguments: tuple[str, ...],
+) -> None:
+    result = run("redis://localhost", "status", *arguments)
+    assert result.exit_code == 2
+    assert "Invalid value for --" in result.output
+    assert "secret" not in result.output
+
+
+def test_what_another_process_says_moves_no_cursor() -> None:
+    redis = '{"healthy":true,"latency_ms":1,"circuit_state":"\\u001b[2J","failure_count":0'
+    body = f'{{"status":"pass","redis":{redis},"is_mock":false}},"process":1}}'
+    with Nonsense(as_http(body)) as server:
+        result = run("redis://localhost", "status", "--url", f"http://127.0.0.1:{server.port}")
+    assert result.output.startswith("pass circuit ?[2J, 1.0 ms")
 
 
 def test_token_is_not_sent_where_a_redirect_leads(redis_server: RedisServer) -> None:

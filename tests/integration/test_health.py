@@ -228,6 +228,38 @@ def test_callable_decides(redis_server: RedisServer) -> None:
     assert client.get(f"{PREFIX}/status").status_code == 403
 
 
+def test_callable_that_needs_redis_is_a_no_in_an_outage(
+    own_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = RedisGuard()
+    app = Flask("by-redis")
+    app.config.update(
+        REDIS_URL=own_server.url,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        REDIS_GUARD_HEALTH_AUTHORIZE=lambda: guard.client.ping(),
+    )
+    guard.init_app(app)
+    client = app.test_client()
+    assert client.get(f"{PREFIX}/status").status_code == 200
+    own_server.kill()
+    assert client.get(f"{PREFIX}/status").status_code == 403
+    assert "AUTHORIZE needs Redis" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_async_callable_authorises_nobody(redis_server: RedisServer) -> None:
+    async def nobody() -> bool:
+        return False
+
+    with pytest.raises(ConfigurationError, match="not async"):
+        make_app(redis_server.url, REDIS_GUARD_HEALTH_AUTHORIZE=nobody)
+    # A coroutine is true, whatever it would say.
+    app = make_app(redis_server.url, REDIS_GUARD_HEALTH_AUTHORIZE=lambda: nobody())
+    client: Any = app.test_client()
+    assert "details" not in client.get(f"{PREFIX}/detailed").json
+    assert client.get(f"{PREFIX}/status.json").status_code == 403
+
+
 def test_without_any_authorisation_nobody_is_shown_more(redis_server: RedisServer) -> None:
     client: Any = make_app(redis_server.url).test_client()
     assert "details" not in client.get(f"{PREFIX}/detailed", headers=BEARER).json

@@ -16,6 +16,7 @@ from types import TracebackType
 
 import requests
 
+from tests.support.orphans import death_signal
 from tests.support.ports import PortLease
 from tests.support.waiting import eventually
 
@@ -126,6 +127,7 @@ class GunicornApp:
                 # HOME: where gunicorn puts its control socket.
                 env={**self._env, "HOME": str(self.directory)},
                 start_new_session=True,
+                preexec_fn=death_signal(),
             )
         eventually(self._answers, 30, f"gunicorn answers\n{self.log()}")
         return self

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +18,7 @@ from urllib.parse import quote
 import redis
 
 from tests.support.binary import server_binary
+from tests.support.orphans import death_signal
 from tests.support.ports import PortLease
 from tests.support.waiting import eventually
 
@@ -31,9 +29,6 @@ DEFAULT_OPTIONS: dict[str, str] = {"save": '""', "appendonly": "no"}
 HELPER_USER = "test-helper"
 # What connecting and looking cost, which no test wants to count.
 UNCOUNTED = frozenset({"hello", "auth", "client", "select", "info", "config", "acl", "command"})
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class PortTakenError(RuntimeError):
@@ -269,9 +264,6 @@ class RedisServer:
         command = [self.binary, str(self.directory / "server.conf")]
         if self.sentinel:
             command.append("--sentinel")
-        # The kernel sends the death signal when the *thread* that started the process ends, so
-        # only the main thread may ask for it. atexit serves the others.
-        in_main_thread = threading.current_thread() is threading.main_thread()
         with (self.directory / "server.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -280,7 +272,7 @@ class RedisServer:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self._environment},
                 start_new_session=True,
-                preexec_fn=_die_with_parent if in_main_thread else None,
+                preexec_fn=death_signal(),  # atexit serves where there is none
             )
         atexit.unregister(self.close)
         atexit.register(self.close)
@@ -316,8 +308,3 @@ class RedisServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(10)
-
-
-def _die_with_parent() -> None:
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -56,6 +56,17 @@ def test_receiver_that_raises_is_logged_and_disturbs_nobody(
     assert "A receiver of the signal 'test-raising' failed" in caplog.text
 
 
+def test_async_receiver_is_logged_as_failed(caplog: pytest.LogCaptureFixture) -> None:
+    async def receive(app: object, **event: object) -> None:
+        raise AssertionError("nobody awaits this")
+
+    app = Flask("async")
+    with signals.redis_recovered.connected_to(receive, app):
+        signals.send(signals.redis_recovered, app, downtime=1.0)
+    assert "A receiver of the signal 'redis-recovered' failed" in caplog.text
+    assert "may not be async" in caplog.text
+
+
 def test_receiver_that_is_interrupted_lets_the_others_know_first() -> None:
     signal, app = Signal(), Flask("one")
     seen: list[int] = []

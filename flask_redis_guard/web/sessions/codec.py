@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
+from flask import json as flask_json
 from flask.sessions import session_json_serializer
 
 #: The field that marks a session and says how it is written. All others begin with ``"``.
@@ -16,6 +17,17 @@ FORMAT: Final = b"1"
 
 #: A hash as it is stored, without the marker.
 Fields = dict[bytes, bytes]
+
+#: What the tags of the serializer raise for what they did not write.
+_UNREADABLE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 
 #: Flask's own: the same types, never pickle. A tag that an app registers with it counts here too.
 serializer = session_json_serializer
@@ -55,12 +67,23 @@ class Saved(Enum):
     ENDED = 0
 
 
-def encode(data: Mapping[str, Any]) -> Fields:
+def encode(data: Mapping[str, Any], dumps: Callable[..., str] = flask_json.dumps) -> Fields:
     """Return data as fields.
 
-    :raises TypeError: for a value that Flask's own session could not hold either.
+    :param dumps: of the app's JSON provider; the current app's if not given.
+    :raises TypeError: for a value that Flask's own session could not hold either, with its key.
     """
-    return {_encode_key(key): _encode_value(value) for key, value in data.items()}
+    fields: Fields = {}
+    for key, value in data.items():
+        try:
+            fields[_encode_key(key)] = _encode_value(value, dumps)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(
+                f"What the session has under {key!r} cannot be stored: {error}. A session takes "
+                "what JSON can say, and tuple, bytes, datetime, UUID and Markup; keep an object's "
+                "id in it, or what the object is made of"
+            ) from error
+    return fields
 
 
 def decode(fields: Fields) -> dict[str, Any]:
@@ -72,7 +95,7 @@ def decode(fields: Fields) -> dict[str, Any]:
         if not all(key.startswith(b'"') for key in fields):
             raise ValueError("a key that is no text")
         return {json.loads(key): serializer.loads(value.decode()) for key, value in fields.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise UnreadableError("payload") from error
 
 
@@ -103,5 +126,5 @@ def _encode_key(key: Any) -> bytes:
     return json.dumps(key).encode()
 
 
-def _encode_value(value: Any) -> bytes:
-    return serializer.dumps(value).encode()
+def _encode_value(value: Any, dumps: Callable[..., str] = flask_json.dumps) -> bytes:
+    return dumps(serializer.tag(value), separators=(",", ":")).encode()

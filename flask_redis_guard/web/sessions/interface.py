@@ -51,7 +51,13 @@ class GuardedSessionInterface(SessionInterface):
         signer = self._signer(app)
         if signer is None:
             return None
-        cookie = request.cookies.get(self.get_cookie_name(app))
+        cookies = request.cookies.getlist(self.get_cookie_name(app))
+        # Of several, as after an app on a sister domain set one for all of them, one that counts.
+        cookie = (
+            next((value for value in cookies if _verified(signer, value)), None)
+            if len(cookies) > 1
+            else "".join(cookies)
+        )
         return self.session_class(
             self._guard.sessions_for(app),
             cookie,
@@ -78,6 +84,10 @@ class GuardedSessionInterface(SessionInterface):
             raise
         if is_saved:
             self._set_cookie(app, session, response)
+        if not is_saved:  # a WebSocket's, mostly
+            session.warn_of_loss(app.json.dumps)
+        elif response.is_streamed:
+            response.call_on_close(partial(session.warn_of_loss, app.json.dumps))
 
     def _set_cookie(self, app: Flask, session: Session, response: Response) -> None:
         name = self.get_cookie_name(app)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from flask.sessions import SessionMixin
-
+from flask_redis_guard.core.locks import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.web.sessions import ids
 from flask_redis_guard.web.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.web.sessions.mapping import LazyMapping
 from flask_redis_guard.web.sessions.store import SessionStore
 
 logger = logging.getLogger("flask_redis_guard")
 
+#: Threads of one request that look into its session first, all of them, agree on what they see.
+_opening = ProcessLock()
 
-class Session(SessionMixin):
+
+class Session(LazyMapping):
     """The session of one request.
 
     Whatever looks into it or changes it raises ``RedisUnavailable`` where Redis cannot be asked:
@@ -30,9 +33,6 @@ class Session(SessionMixin):
     :param renew_on_read: whether a request that changes nothing is a use.
     :param is_websocket: whether the request is a WebSocket's, whose session is read-only.
     """
-
-    modified = False
-    accessed = False
 
     def __init__(
         self,
@@ -97,57 +97,28 @@ class Session(SessionMixin):
     def bind_user(self, user_id: ids.UserId) -> None:
         """Make the session one of a user's, which ``guard.sessions.revoke_user`` ends.
 
-        The id changes as by :meth:`regenerate`, unless the session is that user's already.
+        The id changes as by :meth:`regenerate`, also if the session was that user's before: a
+        logout may have left other values in it, and with them an id that somebody else knows.
 
         :param user_id: the user; ``5`` and ``"5"`` are the same.
         :raises ValueError: if it names nobody.
         """
         self._require_writable()
-        if not ids.is_bound(self.sid, user_id):
+        self._open()
+        if self._next_id is None or not ids.is_bound(self._next_id, user_id):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
-    def __getitem__(self, key: str) -> Any:
-        return self._open()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._open())
-
-    def __len__(self) -> int:
-        return len(self._open())
-
-    def __repr__(self) -> str:
-        return repr(self._open())
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._require_writable()
-        self._open()[key] = value
-        self.modified = True
-
-    def __delitem__(self, key: str) -> None:
-        self._require_writable()
-        del self._open()[key]
-        self.modified = True
-
-    def __or__(self, other: Any) -> dict[str, Any]:
-        return {**self._open(), **other}
-
-    def __ror__(self, other: Any) -> dict[str, Any]:
-        return {**other, **self._open()}
-
-    def __ior__(self, other: Any) -> Session:
-        self.update(other)
-        return self
-
     def clear(self) -> None:
-        """Remove everything, also what another request adds at this moment."""
+        """Remove everything, also what another request adds at this moment.
+
+        The session ends with it: what is put in afterwards is stored under a new id.
+        """
         self._require_writable()
         self._open().clear()
         self._wiped = self.modified = True
-
-    def copy(self) -> dict[str, Any]:
-        """Return the values as a plain ``dict``."""
-        return self._open().copy()
+        if self._id is not None and self._next_id is None:
+            self.regenerate()
 
     def save(self) -> bool:
         """Store what changed; the session cannot be written afterwards.
@@ -158,28 +129,31 @@ class Session(SessionMixin):
         """
         if self._data is None or self._failed or self._is_websocket():
             self._saved = True
-            self._warn_of_loss()
             return False
         if not self._saved:  # an answer to an error that came after it is saved passes here again
             self._saved = self._failed = True
-            self._store_change(encode(self._data))
+            try:
+                self._store_change(encode(self._data))
+            except RedisUnavailable as error:
+                self._error = error
+                raise
             self._failed = False
         return True
 
     def _open(self) -> dict[str, Any]:
         if self._data is not None:
             return self._data
-        if self._error is not None:
-            raise type(self._error)(*self._error.args) from self._error
+        self._raise_again()
         self.accessed = True
         session_id = self._verify(self.cookie) if self.cookie else None
         fields = None if session_id is None else self._fetch(session_id)
-        self._data = None if fields is None else self._store.read(fields)
-        if self._data is None or fields is None:
-            self._data = {}
-        else:
-            self._id, self._stored = session_id, fields
-        return self._data
+        data = None if fields is None else self._store.read(fields)
+        with _opening:
+            if self._data is None:  # else another thread of this request was faster
+                if data is not None and fields is not None:
+                    self._id, self._stored = session_id, fields
+                self._data = data or {}
+            return self._data
 
     def _fetch(self, session_id: str) -> Fields | None:
         try:
@@ -188,11 +162,16 @@ class Session(SessionMixin):
             self._error = error
             raise
 
+    def _raise_again(self) -> None:
+        if self._error is not None:
+            raise type(self._error)(*self._error.args) from self._error
+
     def _require_writable(self) -> None:
+        self._raise_again()
         if self._saved:
             raise GuardError(
-                "The session was saved with the response already, and this change would be lost; "
-                "in a streamed body, change the session before the streaming begins"
+                "The response is complete, and this change of the session would be lost; in a "
+                "streamed body, change the session before the streaming begins"
             )
         if self._is_websocket():
             raise GuardError(
@@ -200,10 +179,22 @@ class Session(SessionMixin):
                 "its cookie was sent with the handshake"
             )
 
-    def _warn_of_loss(self) -> None:
-        """Log a change inside a value that nothing could forbid, where it cannot be saved."""
-        if self._data is not None and not self._failed and self._change_to(encode(self._data)):
-            logger.error("A change inside a session is lost: a WebSocket's is read-only")
+    def warn_of_loss(self, dumps: Callable[..., str]) -> None:
+        """Log a change inside a value that nothing could forbid, where it cannot be saved.
+
+        :param dumps: of the app's JSON provider, for where there is no current app any more.
+        """
+        if self._data is None or self._failed:
+            return
+        try:
+            lost = bool(self._change_to(encode(self._data, dumps)))
+        except TypeError:
+            lost = True
+        if lost:
+            logger.error(
+                "A change inside a session is lost: it came after the response was complete, or "
+                "in a WebSocket handler, where the session is read-only"
+            )
 
     def _change_to(self, fields: Fields) -> Change:
         stored = self._stored
@@ -218,6 +209,7 @@ class Session(SessionMixin):
         change = self._change_to(fields)
         self.modified = self.modified or bool(change)
         session_id, self._id = self._id, None
+        known, self._stored = self._stored, fields
         result = Saved.STORED
         if session_id is None:
             if not fields:
@@ -229,11 +221,11 @@ class Session(SessionMixin):
             return
         elif self._next_id is not None:
             old, session_id = session_id, self._next_id
-            result = self._store.move(old, session_id, self._stored, change, self._lifetime_ms)
+            result = self._store.move(old, session_id, known, change, self._lifetime_ms)
         elif change or (self.modified and not self._renew_on_read):
             result = self._store.change(session_id, change, self._lifetime_ms)
         if result is Saved.ENDED:
             # No answer may claim that the change is saved. A second try meets an empty session.
             raise RedisUnavailable("SESSION SAVE", "session-ended")
         self._id = session_id if result is Saved.STORED else None
-        self._next_id = None
+        self._next_id, self._wiped = None, False

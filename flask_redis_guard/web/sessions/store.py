@@ -93,6 +93,8 @@ class SessionStore:
 
         :raises RedisUnavailable: if Redis cannot tell.
         """
+        if session_id == "":  # a request without a token
+            return None
         fields = self.load(session_id, None)
         return None if fields is None else self.read(fields)
 
@@ -103,7 +105,7 @@ class SessionStore:
         :raises RedisUnavailable: if it is not certain that it ended. A logout must then not be
             reported as done.
         """
-        return bool(self._end(session_id))
+        return session_id != "" and bool(self._end(session_id))
 
     def revoke_user(self, user_id: ids.UserId) -> int:
         """End all sessions that are bound to a user, at once.

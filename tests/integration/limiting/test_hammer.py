@@ -114,6 +114,6 @@ def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
     for rate, (limit, period) in RATES.items():
         admitted = sorted((sent, answered) for sent, answered in found["admitted"][rate])
         assert most_within(admitted, period) <= limit, rate
-        assert len(admitted) >= 3 * limit, rate
+        assert len(admitted) > limit, rate
         for since, until in ((stepped, restarted), (restarted, restarted + SECONDS)):
             assert any(since < sent < until for sent, _ in admitted), rate

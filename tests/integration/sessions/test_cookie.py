@@ -58,6 +58,17 @@ def test_it_can_be_shown_to_scripts(make_setup: MakeSetup) -> None:
     assert attributes(setup.client().post("/write", json={"a": 1})) == {"path": "/"}
 
 
+def test_another_cookie_of_its_name_does_not_hide_it(setup: Setup) -> None:
+    client = setup.client()
+    client.post("/write", json={"a": 1})
+    ours = f"session={cookie_of(client)}"
+    for header in (f"session=planted; {ours}", f"{ours}; session=planted"):
+        plain = setup.app.test_client(use_cookies=False)
+        assert plain.get("/read", headers={"Cookie": header}).json == {"a": 1}
+    both = setup.app.test_client(use_cookies=False)
+    assert both.get("/read", headers={"Cookie": "session=a; session=b"}).json == {}
+
+
 def test_its_name_can_be_chosen(make_setup: MakeSetup) -> None:
     setup = make_setup(SESSION_COOKIE_NAME="__Host-id", SESSION_COOKIE_SECURE=True)
     client = setup.client()

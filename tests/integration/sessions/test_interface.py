@@ -12,6 +12,7 @@ import pytest
 from flask import (
     Flask,
     Response,
+    copy_current_request_context,
     flash,
     get_flashed_messages,
     jsonify,
@@ -190,12 +191,54 @@ def test_a_session_goes_from_one_user_to_another(setup: Setup) -> None:
     assert client.get("/read").json == {}
 
 
-def test_logging_in_again_as_the_same_user_keeps_the_id(setup: Setup) -> None:
+@pytest.mark.parametrize("logout", ["clear", "remove"])
+def test_a_cookie_from_before_a_logout_stays_dead_at_the_next_login(
+    setup: Setup, logout: str
+) -> None:
+    @setup.app.post("/goodbye")
+    def goodbye() -> str:
+        session.clear() if logout == "clear" else session.pop("user")
+        flash("goodbye")
+        return "logged out"
+
     client = setup.client()
     client.post("/login/5")
-    before = cookie_of(client)
+    stolen = setup.client(like=client)
+    client.post("/goodbye")
+    if logout == "clear":
+        assert stolen.get("/read").json == {}
     client.post("/login/5")
-    assert cookie_of(client) == before
+    assert client.get("/read").json["user"] == "5"  # type: ignore[index]
+    assert stolen.get("/read").json == {}
+    assert setup.store.revoke_user(5) == 1
+
+
+def test_what_is_put_in_after_clearing_is_under_a_new_id(setup: Setup) -> None:
+    @setup.app.post("/start-anew")
+    def start_anew() -> Response:
+        session.clear()
+        session["user"] = 6
+        return jsonify(sid=session.sid)  # type: ignore[attr-defined]
+
+    client = setup.client()
+    client.post("/write", json={"planted": True})
+    planted = setup.client(like=client)
+    sid = client.post("/start-anew").json["sid"]  # type: ignore[index]
+    assert setup.store.get(sid) == {"user": 6} == client.get("/read").json
+    assert planted.get("/read").json == {}
+    assert len(setup.stored_keys()) == 1
+
+
+def test_binding_twice_in_one_request_is_binding_once(setup: Setup) -> None:
+    @setup.app.post("/twice")
+    def twice() -> Response:
+        session["user"] = 5
+        session.bind_user(5)  # type: ignore[attr-defined]
+        first = session.sid  # type: ignore[attr-defined]
+        session.bind_user("5")  # type: ignore[attr-defined]
+        return jsonify(first == session.sid)  # type: ignore[attr-defined]
+
+    assert setup.client().post("/twice").json is True
 
 
 def test_revoking_a_user_reaches_every_browser(setup: Setup) -> None:
@@ -314,7 +357,7 @@ def test_a_value_that_cannot_be_stored_is_the_apps_fault(setup: Setup) -> None:
     assert "Set-Cookie" not in response.headers
     assert client.get("/read").json == {"a": 1}
     setup.app.testing = True
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"under 'unfit' cannot be stored.* keep an object's id"):
         client.post("/unfit")
 
 
@@ -522,8 +565,53 @@ def test_a_write_in_a_streamed_body_raises_and_a_read_does_not(setup: Setup) -> 
     client.post("/write", json={"a": 1})
     assert client.get("/stream").text == "begundone"
     assert seen[0] == 1
-    assert "saved with the response already" in str(seen[1])
+    assert "change of the session would be lost" in str(seen[1])
     assert client.get("/read").json == {"a": 1}
+
+
+def test_a_change_inside_a_value_in_a_streamed_body_is_told_of(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    @setup.app.post("/stream/<late>")
+    def stream(late: str) -> Response:
+        session["seen"] = ["before"]
+
+        def body() -> Iterator[str]:
+            yield "begun"
+            if late == "late":
+                session["seen"].append("late")
+
+        return Response(stream_with_context(body()))
+
+    client = setup.client()
+    assert client.post("/stream/no", buffered=True).text == "begun"
+    assert caplog.text == ""
+    assert client.post("/stream/late", buffered=True).text == "begun"
+    assert "A change inside a session is lost" in caplog.text
+    assert client.get("/read").json == {"seen": ["before"]}
+
+
+def test_threads_of_one_request_share_its_session(setup: Setup) -> None:
+    @setup.app.post("/threads")
+    def threads() -> str:
+        together = threading.Barrier(8)
+
+        def write(number: int) -> None:
+            together.wait(10)
+            session[str(number)] = number
+
+        with ThreadPoolExecutor(8) as pool:
+            for number in range(8):
+                pool.submit(copy_current_request_context(write), number)
+        return "written"
+
+    client = setup.client()
+    client.post("/write", json={"0": None})
+    for _ in range(5):
+        client.post("/threads")
+        assert client.get("/read").json == {str(number): number for number in range(8)}
+        client.post("/logout")
+        client.post("/write", json={"0": None})
 
 
 def test_changes_of_after_request_functions_are_saved(setup: Setup) -> None:

@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from flask import Flask, Response, redirect, request_finished, send_file, session
+from flask import Flask, Response, flash, redirect, request_finished, send_file, session
 from flask.typing import ResponseReturnValue
 
 from flask_redis_guard import RedisUnavailable, request_refused
@@ -144,6 +144,15 @@ def test_an_apps_own_handler_decides_and_no_cookie_gets_through(app: Flask) -> N
     assert (response.status_code, response.text) == (503, "we are sorry")
     assert "Retry-After" in response.headers
     assert "Set-Cookie" not in response.headers
+
+
+def test_a_handler_that_writes_the_session_gives_way_to_the_plain_503(app: Flask) -> None:
+    @app.errorhandler(503)
+    def apologise(error: RedisUnavailable) -> ResponseReturnValue:
+        flash("please try again")
+        return "we are sorry", 503
+
+    assert_is_the_503(app.test_client().get("/untouched"))
 
 
 def test_a_handler_that_needs_redis_as_well_gives_way_to_the_plain_503(

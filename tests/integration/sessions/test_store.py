@@ -79,11 +79,18 @@ def test_a_lifetime_that_is_none_is_refused(store: SessionStore, expire: Any) ->
         store.set("token", {}, expire=expire)
 
 
-@pytest.mark.parametrize("session_id", ["", None, 5, b"token"])
+@pytest.mark.parametrize("session_id", [None, 5, b"token"])
 def test_an_id_that_is_no_text_is_refused(store: SessionStore, session_id: Any) -> None:
     for call in (store.get, store.delete, lambda token: store.set(token, {})):
         with pytest.raises(ValueError, match="session id"):
             call(session_id)
+
+
+def test_a_request_without_a_token_has_no_session(store: SessionStore) -> None:
+    assert store.get("") is None
+    assert store.delete("") is False
+    with pytest.raises(ValueError, match="session id"):
+        store.set("", {"a": 1})
 
 
 def test_nothing_on_the_server_tells_an_id(setup: Setup) -> None:
@@ -214,6 +221,9 @@ def test_a_session_that_is_too_large_is_not_stored_and_the_error_names_the_key(
         ('"a"', "\xff", "payload"),
         ('"a"', '{" u":"no uuid"}', "payload"),
         ('"a"', '{" b":5}', "payload"),
+        ('"a"', '{" di":{}}', "payload"),
+        ('"a"', '{" d":"Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}', "payload"),
+        ('"a"', "[" * 100_000, "payload"),
         ('"a', "1", "payload"),
         ("v", "2", "format"),
         ("v", None, "format"),
@@ -273,6 +283,10 @@ def test_replies_may_be_decoded(redis_server: RedisServer) -> None:
     store = guard.sessions_for(app)
     store.set("token", {"\ud800": b"\xff", "å": "ä"})
     assert store.get("token") == {"\ud800": b"\xff", "å": "ä"}
+    with redis_server.client(encoding="latin-1") as plain:
+        plain.hset(plain.keys("*")[0], '"a"', "\xff")
+    with pytest.raises(RedisUnavailable):
+        store.get("token")
 
 
 def test_a_script_that_the_server_forgot_costs_one_operation(setup: Setup) -> None:
