@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState, check_cost
 
 from .keys import KeyMaker, Subject
+from .scripts import Script
 
 #: Numbers that the script answers for each counter.
 REPLY_WIDTH: Final = 6
+
+
+_ALGORITHMS: Final = {
+    ord("w"): "sliding_window.lua",
+    ord("l"): "exact_log.lua",
+    ord("t"): "token_bucket.lua",
+    ord("f"): "fixed_window.lua",
+}
+
+
+@cache
+def judge_script(algorithms: bytes) -> Script:
+    """The script that judges rates of these algorithms: one of fifteen.
+
+    :param algorithms: their codes in order, as in :func:`.keys.rate_head`.
+    """
+    parts = [_ALGORITHMS[code] for code in algorithms]
+    express = ["sliding_window_express.lua"] if algorithms == b"w" else []
+    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
+    return Script("rate limit", *names)
 
 
 @dataclass(slots=True)  # not frozen: one is made for each request, and freezing it takes longest
@@ -69,10 +91,6 @@ class Row:
         self.group = min(self.group, group)
         self.refundable = self.refundable and refundable
 
-    def judge_argument(self) -> bytes:
-        """What judge.lua is told about the counter: its head, cost (5 bytes) and group (2)."""
-        return self.head + (self.cost << 16 | self.group).to_bytes(7, "big")
-
     def refund_argument(self) -> bytes:
         """What refund.lua is told about the counter."""
         first, second = self.marks
@@ -82,6 +100,11 @@ class Row:
             first.to_bytes(7, "big"),
             second.to_bytes(7, "big"),
         )
+
+
+def judge_argument(head: bytes, cost: int, group: int = 0) -> bytes:
+    """What judge.lua is told about a counter: its head, cost (5 bytes) and group (2)."""
+    return head + (cost << 16 | group).to_bytes(7, "big")
 
 
 @dataclass(slots=True, eq=False)

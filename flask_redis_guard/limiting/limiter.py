@@ -5,43 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Final
 
 from redis.cluster import RedisCluster
 
-from flask_redis_guard.core.rates import Decision, Rate
+from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 
-from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
+from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row, judge_argument, judge_script
 from .denials import DenialCache
-from .keys import KeyMaker, Rates, Subject, read_rates
+from .keys import KeyMaker, Limit, Rates, Subject, read_rates
 from .local import LocalLimiter
 from .scripts import ClientSource, Script, client_getter, guarded, told_time
 
 _log = logging.getLogger(__name__)
 
-_ALGORITHMS: Final = {
-    ord("w"): "sliding_window.lua",
-    ord("l"): "exact_log.lua",
-    ord("t"): "token_bucket.lua",
-    ord("f"): "fixed_window.lua",
-}
 _HIT: Final = b"h"
 _PEEK: Final = b"p"
 _REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
-
-
-@cache
-def judge_script(algorithms: bytes) -> Script:
-    """The script that judges rates of these algorithms: one of fifteen.
-
-    :param algorithms: their codes in order, as in :func:`.keys.rate_head`.
-    """
-    parts = [_ALGORITHMS[code] for code in algorithms]
-    express = ["sliding_window_express.lua"] if algorithms == b"w" else []
-    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
-    return Script("rate limit", *names)
 
 
 class RateLimiter:
@@ -140,6 +121,10 @@ class RateLimiter:
         return decisions
 
     def _judge(self, charges: Sequence[Charge]) -> list[Decision]:
+        if len(charges) == 1 and not (charges[0].refundable or charges[0].shadow):
+            limits = self.keys.limits(charges[0].rates, charges[0].scope)
+            if len(limits) == 1:
+                return [self._judge_one(charges[0], limits[0])]
         plan = Plan(charges, self.keys)
         if not plan.rows:
             return []
@@ -159,6 +144,25 @@ class RateLimiter:
             self._give_back(plan, asked)
         self._remember(plan, sent)
         return plan.decisions()
+
+    def _judge_one(self, charge: Charge, limit: Limit) -> Decision:
+        """The common request, one counter: what a plan would come to, at half of its time."""
+        rate, prefix, head = limit
+        key, cost = prefix + self.keys.tag(charge.subject), min(charge.cost, MAX_LIMIT + 1)
+        denial = self.denials.find(key, cost)
+        if denial is not None:
+            known = self.denials.states(denial)[key]._replace(rate=rate)
+            return Decision.of([known], remembered=True)
+        sent = self._monotonic()
+        asked = (_HIT + judge_argument(head, cost), *told_time(self._server_time))
+        script = judge_script(head[:1])
+        room, remaining, reset, retry, _, _ = script(self._client(), (key,), asked, REPLY_WIDTH)
+        state = RateState(rate, room == 1, remaining, reset / 1e6, retry / 1e6)
+        if state.allowed:
+            self.denials.admitted(key, cost)
+        else:
+            self.denials.remember(key, cost, sent, {key: state})
+        return Decision.of([state])
 
     def refund(self, *decisions: Decision) -> None:
         """Give back what refundable charges took, as far as it still counts.
@@ -206,7 +210,7 @@ class RateLimiter:
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
-        asked = mode + b"".join([row.judge_argument() for row in rows])
+        asked = mode + b"".join([judge_argument(row.head, row.cost, row.group) for row in rows])
         args = (asked, *told_time(self._server_time))
         script = judge_script(bytes(sorted({row.head[0] for row in rows})))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
