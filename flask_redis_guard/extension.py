@@ -14,7 +14,7 @@ from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.web import ratelimit, replies, websocket
 from flask_redis_guard.web.host import EXTENSION
-from flask_redis_guard.web.limits import DeclaredLimits, Limit, Rates
+from flask_redis_guard.web.limits import DeclaredLimits, Rates
 from flask_redis_guard.web.sessions import SessionStore
 
 
@@ -40,6 +40,7 @@ class RedisGuard:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
         guard = AppGuard(app, Settings.load(app.config), self._declared)
         app.extensions[EXTENSION] = guard
+        self._declared.claim()
         replies.install(app)
         ratelimit.install(app)
         websocket.install(app)
@@ -77,13 +78,13 @@ class RedisGuard:
     def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
         """Limit every request but automatic ``OPTIONS``, static files and the health routes.
 
-        URLs that match no route count as well.
+        URLs that match no route, or no static file, count as well.
 
         :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
         :param app: the app to limit; every app of this guard if not given.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.apps.append((app, Limit.declare(rates, **options)))
+        self._declared.limit_app(app, rates, options)
 
     def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
         """Limit every request of a blueprint and of those nested in it, counted together.
@@ -92,7 +93,7 @@ class RedisGuard:
         :param rates: as for :func:`~flask_redis_guard.rate_limited`, and so are the options.
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
-        self._declared.blueprints.append((blueprint, Limit.declare(rates, **options)))
+        self._declared.limit_blueprint(blueprint, rates, options)
 
     @property
     def sessions(self) -> SessionStore:

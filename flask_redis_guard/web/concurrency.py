@@ -16,6 +16,7 @@ from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.concurrency import MAX_CONCURRENT, Lease
+from flask_redis_guard.web.decorated import check_function, function_scope, note_above
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import refusing_errors, unavailable
 from flask_redis_guard.web.subjects import Key, check_key, subject_of
@@ -52,7 +53,8 @@ def concurrency_limited(
         raise ConfigurationError("limit", limit, f"at most {MAX_CONCURRENT}")
 
     def decorate(function: F) -> F:
-        scope = f"function:{function.__module__}.{function.__qualname__}"
+        check_function(function)
+        scope = function_scope(function)
 
         @contextmanager
         def place() -> Iterator[_Place]:
@@ -76,6 +78,7 @@ def concurrency_limited(
                 with place() as held:
                     return held.keep_while_streaming(function(*args, **kwargs))
 
+        note_above(function, decorate)
         return wrapper  # type: ignore[return-value]
 
     return decorate

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import InitVar, dataclass, field, replace
 
 from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Rate
@@ -29,75 +28,50 @@ logger = logging.getLogger("flask_redis_guard")
 NORMAL, POLICY_VIOLATION, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1008, 1009, 1011, 1013
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ConnectionPolicy:
-    """The limits of one decorator; the arguments are those of ``websocket_limited``."""
+    """The limits of one decorator; the arguments are those of ``websocket_limited``.
 
-    connections: Limit | None
+    :raises ConfigurationError: naming the argument that cannot be honoured and what it accepts.
+    """
+
+    connections: InitVar[Rates | None]
     concurrent: int | None
-    messages: Limit | None
+    messages: InitVar[Rates | None]
     max_message_size: int | None
     key: Key
     on_outage: str
     shadow: bool
     scope: str | None
     lease: int
-    defer: bool
+    defer: bool = False
+    connection_limit: Limit | None = field(init=False)
+    message_limit: Limit | None = field(init=False)
 
-    @classmethod
-    def declare(
-        cls,
-        *,
-        connections: Rates | None,
-        concurrent: int | None,
-        messages: Rates | None,
-        max_message_size: int | None,
-        key: Key,
-        on_outage: str,
-        shadow: bool,
-        scope: str | None,
-        lease: int,
-        defer: bool = False,
-    ) -> ConnectionPolicy:
-        """Check the arguments as far as they can be checked before a connection.
-
-        :raises ConfigurationError: naming the argument and what it accepts.
-        """
-        shared: dict[str, Any] = {
-            "key": key,
-            "on_outage": on_outage,
-            "shadow": shadow,
-            "scope": scope,
-        }
-        # Declared in any case, so that key and on_outage are checked without any rate too.
-        rates = [
-            Limit.declare("1/minute" if given is None else given, defer=defer, **shared)
-            for given in (connections, messages)
-        ]
+    def __post_init__(self, connections: Rates | None, messages: Rates | None) -> None:
+        for name, rates in (("connection_limit", connections), ("message_limit", messages)):
+            # Declared in any case, so that key and on_outage are checked without any rate too.
+            limit = Limit.declare(
+                "1/minute" if rates is None else rates,
+                key=self.key,
+                on_outage=self.on_outage,
+                shadow=self.shadow,
+                scope=self.scope,
+                defer=self.defer,
+            )
+            object.__setattr__(self, name, None if rates is None else limit)
+        concurrent, size = self.concurrent, self.max_message_size
         if concurrent is not None:
             if type(concurrent) is not int or not 1 <= concurrent <= MAX_CONCURRENT:
                 accepted = f"a whole number from 1 to {MAX_CONCURRENT}, or None"
                 raise ConfigurationError("concurrent", concurrent, accepted)
             try:
-                Rate(concurrent, lease)
+                Rate(concurrent, self.lease)
             except ValueError:
-                raise ConfigurationError("lease", lease, "a whole number of seconds") from None
-        if max_message_size is not None and (
-            type(max_message_size) is not int or max_message_size < 1
-        ):
-            raise ConfigurationError("max_message_size", max_message_size, "bytes, or None")
-        return cls(
-            connections=None if connections is None else rates[0],
-            concurrent=concurrent,
-            messages=None if messages is None else rates[1],
-            max_message_size=max_message_size,
-            key=key,
-            on_outage=on_outage,
-            shadow=shadow,
-            scope=scope,
-            lease=lease,
-            defer=defer,
-        )
+                accepted = "a whole number of seconds"
+                raise ConfigurationError("lease", self.lease, accepted) from None
+        if size is not None and (type(size) is not int or size < 1):
+            raise ConfigurationError("max_message_size", size, "bytes, or None")
 
     def take_place(self, host: Host, scope: str, endpoint: str | None) -> Place | None:
         """Take one of the places of the current request's subject, if they are limited.
@@ -156,8 +130,8 @@ class MessageLimits:
         :param scope: the scope where none was given.
         :raises RedisUnavailable: if a function of the user fails.
         """
-        if policy.messages is not None:
-            for limit, charge in work_out(self._host, [(policy.messages, scope)]):
+        if policy.message_limit is not None:
+            for limit, charge in work_out(self._host, [(policy.message_limit, scope)]):
                 # Messages never share a count with the connections of the same scope.
                 named = replace(charge, scope=f"messages:{charge.scope}")
                 self._charged.append((limit, named))

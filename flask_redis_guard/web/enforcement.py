@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from flask import has_request_context, request
+from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision
@@ -12,6 +14,8 @@ from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import Limit, refusing_errors, unavailable
+
+logger = logging.getLogger("flask_redis_guard")
 
 Applied = tuple[Limit, str]
 Charged = tuple[Limit, Charge]
@@ -24,8 +28,11 @@ class RequestLimits:
     def __init__(self) -> None:
         #: Whether the limits ahead of the view were looked for.
         self.checked = False
-        self.ahead: set[Limit] = set()
-        self.judged: list[tuple[Limit, Decision]] = []
+        self._ahead: dict[Limit, bool] = {}
+        #: What the response tells of each limit: the last decision, however often it was asked.
+        self.decisions: dict[Limit, Decision] = {}
+        #: What may be given back after the response is made.
+        self.refundable: list[tuple[Limit, Decision]] = []
 
     @classmethod
     def current(cls) -> RequestLimits | None:
@@ -37,33 +44,72 @@ class RequestLimits:
         )
         return state
 
+    def note(self, judged: Iterable[Judged]) -> None:
+        """Note decisions for the response."""
+        for limit, _, decision in judged:
+            self.decisions[limit] = decision
+            if decision.receipt is not None:
+                self.refundable.append((limit, decision))
+
+    def cover(self, ahead: dict[Limit, bool]) -> None:
+        """Note limits that were judged ahead of the view.
+
+        :param ahead: false for one that may be of a function which the view calls, not of the view.
+        """
+        self._ahead.update(ahead)
+
+    def covers(self, limit: Limit) -> bool:
+        """Tell whether a call needs not be judged: of what the view may call, the first only."""
+        own = self._ahead.get(limit)
+        if own is False:
+            del self._ahead[limit]
+        return own is not None
+
 
 def enforce(applied: Sequence[Applied]) -> None:
     """Judge limits in one go.
 
+    Where a function of the user refuses, the other limits count the request all the same.
+
     :param applied: limits, each with the scope it has where none was given.
     :raises RateLimitExceeded: if one of them has no room; nothing was charged then.
     :raises RedisUnavailable: if it cannot be told.
+    :raises HTTPException: what a function of the user aborted with.
     """
     host = current_host()
-    judged = judge(host, work_out(host, applied))
+    charged: list[Charged] = []
+    refusal: HTTPException | None = None
+    for one in applied:
+        try:
+            charged += work_out(host, [one])
+        except HTTPException as error:  # RedisUnavailable is one
+            refusal = refusal or error
+    judged = judge(host, charged)
     state = RequestLimits.current()
     if state is not None:
-        state.judged += [(limit, decision) for limit, _, decision in judged]
+        state.note(judged)
     refuse(host, judged, current_endpoint())
+    if refusal is not None:
+        raise refusal
 
 
 def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
     """Return what the limiter is to be asked in the current request.
 
-    :raises RedisUnavailable: if a function of the user fails.
+    :raises RedisUnavailable: if a function of the user fails; that of a shadow limit is logged.
+    :raises HTTPException: what it aborted with.
     """
-    with refusing_errors():
-        return [
-            (limit, limit.charge(scope, host.settings.ipv6_prefix))
-            for limit, scope in applied
-            if limit.applies()
-        ]
+    charged: list[Charged] = []
+    for limit, scope in applied:
+        try:
+            with refusing_errors():
+                if limit.applies():
+                    charged.append((limit, limit.charge(scope, host.settings.ipv6_prefix)))
+        except HTTPException as error:
+            if not limit.shadow:
+                raise
+            logger.warning("A shadow limit could not be worked out: %s", error)
+    return charged
 
 
 def judge(host: Host, charged: Sequence[Charged]) -> list[Judged]:

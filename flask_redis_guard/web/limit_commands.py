@@ -104,9 +104,8 @@ def _scope(entry: Entry) -> str:
 
 def _reset(host: Host, entry: Entry, key: str | None) -> int:
     rates, scope = entry.limit.rates, _scope(entry)
-    if entry.limit.defer and entry.limit.scope is None:
-        view = host.app.view_functions[entry.scope.partition(":")[2]]
-        scope = f"function:{view.__module__}.{view.__qualname__}"
+    if entry.counted is not None and entry.limit.scope is None:
+        scope = entry.counted
     if callable(rates):
         click.echo(f"{scope}: its rates are worked out for each request; not freed.", err=True)
         return 0

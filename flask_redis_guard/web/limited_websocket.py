@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from simple_websocket import ConnectionClosed
@@ -25,13 +23,15 @@ from flask_redis_guard.web.connections import (
     closing,
 )
 from flask_redis_guard.web.host import Host
+from flask_redis_guard.web.transport import Transport
 
-#: Seconds that a client has to answer a close frame before its connection is cut.
-CLOSE_GRACE = 1.0
+#: RFC 6455, section 7.4.1: what a connection that ended without a close frame is said to have.
+ABNORMAL_CLOSURE = 1006
 
 
 class LimitedWebSocket:
-    """A ``simple_websocket.Server`` whose :meth:`receive` counts; all else is the connection's own.
+    """A ``simple_websocket.Server`` whose :meth:`receive` counts and that reads no further ahead
+    than a bounded number of messages; all else is the connection's own.
 
     :param ws: the connection.
     :param host: what belongs to the app.
@@ -40,6 +40,7 @@ class LimitedWebSocket:
 
     def __init__(self, ws: Any, host: Host, endpoint: str | None) -> None:
         self._ws = ws
+        self._transport = Transport.of(ws)
         self._host = host
         self._endpoint = endpoint
         self._messages = MessageLimits(host, endpoint)
@@ -58,6 +59,7 @@ class LimitedWebSocket:
         """
         self._raise_if_closed()
         message = self._ws.receive(timeout)
+        self._transport.read_on()
         self._raise_if_closed()
         if message is None:
             return None
@@ -72,6 +74,20 @@ class LimitedWebSocket:
                 self.refuse(error)
         self._raise_if_closed()
         return message
+
+    def send(self, data: Any) -> None:
+        """Send a message.
+
+        :param data: bytes, or what is sent as text.
+        :raises simple_websocket.ConnectionClosed: if the connection is closed, or ends because the
+            client is gone or takes nothing.
+        """
+        self._raise_if_closed()
+        try:
+            self._ws.send(data)
+        except (OSError, LocalProtocolError) as error:
+            self._raise_if_closed()
+            raise ConnectionClosed(ABNORMAL_CLOSURE, "The client is gone") from error
 
     def limit_size(self, policy: ConnectionPolicy) -> None:
         """Close once a message, or the part of it that has come, is larger than the policy admits.
@@ -116,7 +132,7 @@ class LimitedWebSocket:
         finally:
             try:
                 self._close(code)
-                self._linger()
+                self._transport.linger()
             finally:
                 for place in self._places:
                     self._host.places.free(place)
@@ -140,26 +156,16 @@ class LimitedWebSocket:
         ws = self._ws
         if ws.connected:
             try:
-                _send_at_once(ws.sock, ws.ws.send(CloseConnection(code, reason)))
+                self._transport.send_at_once(ws.ws.send(CloseConnection(code, reason)))
             except LocalProtocolError:  # the client has just said it first
                 pass
             except OSError:  # it is gone, or it reads nothing
-                self._cut()
+                self._transport.cut()
         # The reader may still be at work on what came before: nobody shall see it, or wait for it.
         ws.connected = False
         ws.input_buffer = _Discarded([b""])
         ws.event.set()
-
-    def _linger(self) -> None:
-        """Let the client answer the close frame, but not for long; then end the reader's thread."""
-        self._ws.thread.join(CLOSE_GRACE)
-        if self._ws.thread.is_alive():
-            self._cut()
-            self._ws.thread.join(CLOSE_GRACE)
-
-    def _cut(self) -> None:
-        with suppress(OSError):
-            self._ws.sock.shutdown(socket.SHUT_RDWR)
+        self._transport.read_on()
 
     def _raise_if_closed(self) -> None:
         if self._closed is not None:
@@ -174,16 +180,3 @@ class _Discarded(list[bytes]):
 
     def pop(self, index: Any = -1) -> bytes:
         return b""
-
-
-def _send_at_once(sock: socket.socket, frame: bytes) -> None:
-    """Send a small frame, or fail if that would mean to wait.
-
-    :raises OSError: if the client does not take what was sent before.
-    """
-    if isinstance(sock, ssl.SSLSocket):  # knows no such flag
-        sock.send(frame)
-    else:
-        # gevent's own socket waits whatever the flag; and its selectors, asked not to wait, may say
-        # that nothing is ready without having looked.
-        getattr(sock, "_sock", sock).send(frame, socket.MSG_DONTWAIT)

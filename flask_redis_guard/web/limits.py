@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
 
 from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
@@ -23,7 +24,6 @@ from flask_redis_guard.web.subjects import Key, check_key, subject_of
 Rates = str | Rate | Iterable[str | Rate] | Callable[[], Any]
 
 ON_OUTAGE = ("deny", "local", "allow")
-MARK = "__redis_guard_limits__"
 #: What a client is told, by HTTP or when its connection is closed.
 UNAVAILABLE = "Rate limiting service temporarily unavailable"
 
@@ -45,6 +45,8 @@ class Limit:
     refund_when: Callable[[Response], bool] | None = None
     defer: bool = False
     shadow: bool = False
+    #: The scope that a call of the decorated function is counted in.
+    function_scope: str = ""
 
     @classmethod
     def declare(cls, rates: Rates, methods: Iterable[str] | None = None, **options: Any) -> Limit:
@@ -62,6 +64,11 @@ class Limit:
         for name in ("exempt_when", "refund_when"):
             if options.get(name) is not None and not callable(options[name]):
                 raise ConfigurationError(name, options[name], "a callable")
+        for name, kind in (("defer", bool), ("shadow", bool), ("scope", (str, type(None)))):
+            if name in options and not isinstance(options[name], kind):
+                raise ConfigurationError(
+                    name, options[name], "text" if name == "scope" else "a bool"
+                )
         cost = options.get("cost", 1)
         if not callable(cost) and (type(cost) is not int or cost < 1):
             raise ConfigurationError("cost", cost, "a whole number of at least 1, or a callable")
@@ -136,9 +143,51 @@ def answer_of(answer: Any) -> bool:
 class DeclaredLimits:
     """The limits of whole apps and blueprints, as declared on one guard."""
 
+    #: Those of guards that have limits but no app.
+    _idle: ClassVar[WeakSet[DeclaredLimits]] = WeakSet()
+
     def __init__(self) -> None:
         self.apps: list[tuple[Flask | None, Limit]] = []
         self.blueprints: list[tuple[Blueprint, Limit]] = []
+        self._claimed = False
+
+    @classmethod
+    def any_idle(cls) -> bool:
+        """Tell whether limits were declared on a guard that has no app: they apply nowhere."""
+        return len(cls._idle) > 0
+
+    def claim(self) -> None:
+        """Note that the guard has an app."""
+        self._claimed = True
+        self._idle.discard(self)
+
+    def limit_app(self, app: Any, rates: Rates, options: dict[str, Any]) -> None:
+        """Declare a limit of an app, or of all.
+
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        if isinstance(app, LocalProxy):
+            app = app._get_current_object()
+        if not isinstance(app, (Flask, type(None))):
+            raise ConfigurationError("app", app, "a Flask app, or None for all of the guard's")
+        self.apps.append((app, self._declare(rates, options)))
+
+    def limit_blueprint(self, blueprint: Any, rates: Rates, options: dict[str, Any]) -> None:
+        """Declare a limit of a blueprint.
+
+        :raises ConfigurationError: for an argument that cannot be honoured.
+        """
+        if not isinstance(blueprint, Blueprint):
+            raise ConfigurationError("blueprint", blueprint, "the Blueprint itself")
+        self.blueprints.append((blueprint, self._declare(rates, options)))
+
+    def _declare(self, rates: Rates, options: dict[str, Any]) -> Limit:
+        if options.get("defer"):
+            raise ConfigurationError("defer", True, "False; it needs a decorated view")
+        limit = Limit.declare(rates, **options)
+        if not self._claimed:
+            self._idle.add(self)
+        return limit
 
 
 @contextmanager
@@ -157,46 +206,3 @@ def unavailable(error: RedisUnavailable) -> RedisUnavailable:
     """Let the answer to the client name what it is that cannot be asked."""
     error.description = UNAVAILABLE
     return error
-
-
-def limits_of(view: Any, mark: str = MARK) -> tuple[Any, ...]:
-    """Return the limits that a view or one of the functions it wraps was decorated with.
-
-    ``functools.wraps`` hands the mark on. A decorator that does without leaves the view in its
-    closure; a closure is followed only into functions defined elsewhere, for a view may well close
-    over a neighbour that has a limit of its own.
-
-    :param view: a view function as it was registered.
-    :param mark: the attribute that a decorator leaves.
-    """
-    found: dict[Any, None] = {}
-    seen: list[Any] = []
-    queue = [view]
-    while queue and len(seen) < 50:
-        function = queue.pop()
-        if any(function is other for other in seen):
-            continue
-        seen.append(function)
-        found.update(dict.fromkeys(getattr(function, mark, ())))
-        if isinstance(function, functools.partial):
-            queue.append(function.func)
-        queue += [inner for inner in _wrapped_by(function, mark) if callable(inner)]
-    return tuple(found)
-
-
-def _wrapped_by(function: Any, mark: str) -> Iterable[Any]:
-    yield getattr(function, "__wrapped__", None)
-    home = _home(function)
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            inner = cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
-        marked = hasattr(inner, mark) or hasattr(inner, "__wrapped__")
-        if marked and _home(inner) != home:
-            yield inner
-
-
-def _home(function: Any) -> tuple[str, str]:
-    qualname = getattr(function, "__qualname__", "")
-    return getattr(function, "__module__", "") or "", qualname.rpartition(".")[0]

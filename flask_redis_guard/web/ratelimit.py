@@ -5,17 +5,29 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, request
+from werkzeug.security import safe_join
 
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.web.decorated import (
+    MARK,
+    check_function,
+    function_scope,
+    handler_of,
+    marks_of,
+    note_above,
+    view_of,
+)
 from flask_redis_guard.web.enforcement import Applied, RequestLimits, enforce
 from flask_redis_guard.web.headers import rate_limit_headers
 from flask_redis_guard.web.host import Host, current_host
-from flask_redis_guard.web.limits import MARK, Limit, Rates, limits_of
+from flask_redis_guard.web.limits import Limit, Rates
 from flask_redis_guard.web.subjects import warn_of_untrusted_proxy
 from flask_redis_guard.web.survey import report_weak_limits
 
@@ -59,7 +71,7 @@ def rate_limited(
     :param shadow: count and announce, but refuse nothing: for introducing a limit.
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
-    limit = Limit.declare(
+    declared = Limit.declare(
         rates,
         methods,
         key=key,
@@ -74,11 +86,14 @@ def rate_limited(
     )
 
     def decorate(function: F) -> F:
+        check_function(function)
+        # Of its own: two functions that share a decorator are two limits.
+        limit = replace(declared, function_scope=function_scope(function))
+
         def check() -> None:
             state = RequestLimits.current()
-            if state is None or limit not in state.ahead:
-                name = f"{function.__module__}.{function.__qualname__}"
-                enforce([(limit, f"function:{name}")])
+            if state is None or not state.covers(limit):
+                enforce([(limit, limit.function_scope)])
 
         if inspect.iscoroutinefunction(function):
 
@@ -94,6 +109,7 @@ def rate_limited(
                 return function(*args, **kwargs)
 
         setattr(wrapper, MARK, (limit, *getattr(function, MARK, ())))
+        note_above(function, decorate)
         return wrapper  # type: ignore[return-value]
 
     return decorate
@@ -113,52 +129,76 @@ def check_ahead() -> None:
     if state is None or preflight:  # Flask answers a pre-flight by itself: no view is called
         return
     applied: list[Applied] = []
+    ahead: dict[Limit, bool] = {}
     if not _is_exempt(host):
         applied += [(limit, "app") for limit in host.app_limits]
     for name in request.blueprints:
         blueprint = current_app.blueprints.get(name)
         applied += [(limit, f"blueprint:{name}") for limit in host.blueprint_limits(blueprint)]
     if request.endpoint is not None and request.routing_exception is None:
-        for limit in limits_of(current_app.view_functions.get(request.endpoint)):
-            if not limit.defer:
-                state.ahead.add(limit)
-                applied.append((limit, f"endpoint:{request.endpoint}"))
+        ahead = limits_ahead(current_app, request.endpoint, request.method)
+        applied += [
+            (limit, f"endpoint:{request.endpoint}" if own else limit.function_scope)
+            for limit, own in ahead.items()
+        ]
     enforce(applied)
+    state.cover(ahead)
+
+
+def limits_ahead(app: Flask, endpoint: str, method: str) -> dict[Limit, bool]:
+    """Return the limits that are judged ahead of a view.
+
+    :returns: true for those that are the view's for certain; see
+        :func:`~flask_redis_guard.web.decorated.marks_of`.
+    """
+    view = view_of(app, endpoint)
+    handler = handler_of(view, method)
+    found = {} if handler is None else dict.fromkeys(marks_of(handler), False)
+    found.update(marks_of(view))
+    return {
+        limit: own or not limit.function_scope for limit, own in found.items() if not limit.defer
+    }
 
 
 def _is_exempt(host: Host) -> bool:
-    """Tell whether the request is for a static file or a health route: nothing worth limiting."""
+    """Tell whether the request is for a static file or a health route: nothing worth limiting.
+
+    A file that is not there is worth it: with ``static_url_path=""`` every URL might be one.
+    """
     rule, name = request.url_rule, request.blueprint
     if rule is None:
         return False
     if name is None:
         static = f"{current_app.static_url_path}/<path:filename>"
-        return current_app.has_static_folder and (request.endpoint, rule.rule) == ("static", static)
+        is_static = (request.endpoint, rule.rule) == ("static", static)
+        return is_static and _is_file(current_app.static_folder)
     blueprint = current_app.blueprints[name]
     if blueprint is host.health:
         return True
-    static = f"{name}.static"
-    return blueprint.has_static_folder and (request.endpoint, rule.arguments) == (
-        static,
-        {"filename"},
-    )
+    is_static = (request.endpoint, rule.arguments) == (f"{name}.static", {"filename"})
+    return is_static and _is_file(blueprint.static_folder)
+
+
+def _is_file(folder: str | None) -> bool:
+    filename = (request.view_args or {}).get("filename")
+    path = safe_join(folder, filename) if folder is not None and filename else None
+    return path is not None and os.path.isfile(path)
 
 
 def finish(response: Response) -> Response:
     """Name the limits in the response, and give back what its outcome says."""
     state = RequestLimits.current()
-    if state is None or not state.judged:
+    if state is None or not state.decisions:
         return response
     host = current_host()
-    visible = [decision for limit, decision in state.judged if not limit.shadow]
+    visible = [decision for limit, decision in state.decisions.items() if not limit.shadow]
     rate_limit_headers(response, visible, host.settings.rate_limit_headers)
-    for limit, decision in state.judged:
-        if decision.receipt is not None:
-            try:
-                if limit.is_refunded(response):
-                    host.limiter.refund(decision)
-            except Exception:  # what is not given back only makes the limit stricter
-                logger.exception("A charge could not be given back")
+    for limit, decision in state.refundable:
+        try:
+            if limit.is_refunded(response):
+                host.limiter.refund(decision)
+        except Exception:  # what is not given back only makes the limit stricter
+            logger.exception("A charge could not be given back")
     return response
 
 
@@ -175,12 +215,18 @@ def install(app: Flask) -> None:
     # refuses would hide its requests from their limits, as an authentication hook must not.
     def preprocess(*args: Any) -> Any:
         try:
-            return preprocess_request(*args)
+            answer = preprocess_request(*args)
         except Exception:
-            state = RequestLimits.current()
-            if state is not None and not state.checked:
+            if unchecked():
                 with suppress(RedisUnavailable):  # the request is refused as it is
                     check_ahead()
             raise
+        if unchecked():  # a hook was put ahead of the check, or the hooks were replaced
+            check_ahead()
+        return answer
+
+    def unchecked() -> bool:
+        state = RequestLimits.current()
+        return state is not None and not state.checked
 
     vars(app)["preprocess_request"] = preprocess

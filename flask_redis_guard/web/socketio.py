@@ -24,6 +24,8 @@ from flask_redis_guard.web.connections import (
     warn_of_early_upgrade,
 )
 from flask_redis_guard.web.enforcement import enforce
+from flask_redis_guard.web.engine import limit_handshakes as limit_handshakes
+from flask_redis_guard.web.engine import protect
 from flask_redis_guard.web.host import Host, current_host
 from flask_redis_guard.web.limits import Rates
 from flask_redis_guard.web.subjects import Key
@@ -61,7 +63,7 @@ class SocketIOLimits:
         scope: str | None = None,
         lease: int = 60,
     ) -> None:
-        self._policy = ConnectionPolicy.declare(
+        self._policy = ConnectionPolicy(
             connections=connections,
             concurrent=concurrent,
             messages=messages,
@@ -126,16 +128,25 @@ class SocketIOLimits:
 
     def _admit(self, host: Host) -> list[Place]:
         policy, server = self._policy, _server()
-        if policy.connections is not None:
-            enforce([(policy.connections, _scope())])
+        known = _places(host, server)
+        if policy.connection_limit is not None:
+            enforce([(policy.connection_limit, _scope())])
         place = policy.take_place(host, _scope(), None)
+        if place is None:
+            return []
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
-        places = _places(host, server).setdefault(client, [])
-        if place is not None:
-            place.alive = lambda: server.get_environ(client[1], client[0]) is not None
-            places.append(place)
-            if not policy.shadow:
-                place.on_lost = functools.partial(_lose, host, server, client, place)
+
+        def alive() -> bool:
+            here = server.get_environ(client[1], client[0]) is not None
+            if not here:  # it left while it was being admitted, of which nobody is told
+                known.pop(client, None)
+            return here
+
+        place.alive = alive
+        if not policy.shadow:
+            place.on_lost = functools.partial(_lose, host, server, client, place)
+        places = known.setdefault(client, [])
+        places.append(place)
         return places
 
 
@@ -159,6 +170,7 @@ def _places(host: Host, server: Any) -> dict[tuple[str, str], list[Place]]:
                     _free(host, places.pop((namespace, sid), []))
 
             vars(manager).update({_PLACES: known, "disconnect": disconnect_and_free})
+            protect(server)
     return known
 
 
@@ -193,7 +205,13 @@ def _server() -> Any:
 
 
 def _scope() -> str:
-    return f"socketio:{request.namespace}"  # type: ignore[attr-defined]
+    """Return the scope of the current namespace.
+
+    Those that a handler for ``"*"`` serves count together: a client names them as it likes.
+    """
+    name, server = request.namespace, _server()  # type: ignore[attr-defined]
+    known = name in server.handlers or name in server.namespace_handlers
+    return f"socketio:{name if known else '*'}"
 
 
 def _size() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
@@ -25,6 +26,11 @@ SUBJECTS = (
     *(ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network),
 )
 
+#: A header's name is a token (RFC 9110, section 5.6.2); no other is ever found in a request.
+_HEADER = re.compile(r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Addresses that a translator made of IPv4 ones (RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
 NAMED = "'address', 'user', 'session', 'header:NAME' or a callable"
 
 
@@ -34,7 +40,7 @@ def check_key(key: Key) -> Key:
     :raises ConfigurationError: for what is neither a named subject nor callable.
     """
     named = isinstance(key, str) and (
-        key in ("address", "user", "session") or (key.startswith("header:") and len(key) > 7)
+        key in ("address", "user", "session") or _HEADER.fullmatch(key) is not None
     )
     if key is None or named or callable(key):
         return key
@@ -121,16 +127,24 @@ def client_address(ipv6_prefix: int = 64) -> str:
 def counted_address(raw: str, ipv6_prefix: int) -> str:
     """Return what an address is counted as; anything else as it is.
 
-    :param raw: an address, perhaps with a zone.
+    :param raw: an address, perhaps with a zone, or with a port: some proxies write it into
+        ``X-Forwarded-For``, and each connection has another.
     :param ipv6_prefix: the length of the network that an IPv6 address is counted by.
     """
+    text = raw.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
-        address = ipaddress.ip_address(raw.partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return raw
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
+        if address in _NAT64:
+            return str(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
         return str(ipaddress.ip_network((address, ipv6_prefix), strict=False))
     return str(address)
 

@@ -10,10 +10,12 @@ from flask import Flask, current_app, request
 
 from flask_redis_guard.limiting.places import Place
 from flask_redis_guard.web.connections import ConnectionPolicy, warn_of_early_upgrade
+from flask_redis_guard.web.decorated import MARK, check_function, marks_of
 from flask_redis_guard.web.enforcement import RequestLimits, enforce
 from flask_redis_guard.web.host import current_host
-from flask_redis_guard.web.limits import MARK, Rates, limits_of
+from flask_redis_guard.web.limits import Rates
 from flask_redis_guard.web.subjects import Key
+from flask_redis_guard.web.transport import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,7 +55,7 @@ def websocket_limited(
     :param defer: check after the upgrade, for a key that needs what other hooks find out.
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
-    policy = ConnectionPolicy.declare(
+    policy = ConnectionPolicy(
         connections=connections,
         concurrent=concurrent,
         messages=messages,
@@ -67,6 +69,8 @@ def websocket_limited(
     )
 
     def decorate(function: F) -> F:
+        check_function(function)
+
         @functools.wraps(function)
         def handler(ws: Any, *args: Any, **kwargs: Any) -> Any:
             # Only here is it certain that the extra is installed.
@@ -85,8 +89,8 @@ def websocket_limited(
             ws.limit_size(policy)
             scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
-            limit = policy.connections
-            if limit is not None and (state is None or limit not in state.ahead):
+            limit = policy.connection_limit
+            if limit is not None and (state is None or not state.covers(limit)):
                 enforce([(limit, scope)])
             taken = _taken_ahead()
             if policy in taken:
@@ -95,7 +99,7 @@ def websocket_limited(
                 place = policy.take_place(current_host(), scope, request.endpoint)
             ws.admit(policy, scope, place)
 
-        own = () if policy.connections is None else (policy.connections,)
+        own = () if policy.connection_limit is None else (policy.connection_limit,)
         setattr(handler, MARK, (*own, *getattr(function, MARK, ())))
         setattr(handler, POLICIES, (policy, *getattr(function, POLICIES, ())))
         return handler  # type: ignore[return-value]
@@ -109,7 +113,7 @@ def check_ahead() -> None:
     if rule is None or not rule.websocket or request.endpoint is None:
         return
     host = current_host()
-    policies = limits_of(current_app.view_functions.get(request.endpoint), POLICIES)
+    policies = marks_of(current_app.view_functions.get(request.endpoint), POLICIES)
     if not policies or request.routing_exception is not None:
         return
     warn_of_early_upgrade(host)
@@ -119,6 +123,7 @@ def check_ahead() -> None:
             taken[policy] = policy.take_place(
                 host, f"endpoint:{request.endpoint}", request.endpoint
             )
+    Transport.put_under(request.environ)
 
 
 def free_unused(error: BaseException | None = None) -> None:

@@ -7,21 +7,24 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from tests.support import GunicornApp, RedisServer, eventually
 from tests.support.websockets import (
+    CLIENTS,
     UNAVAILABLE,
     Client,
     Closed,
     PywsgiApp,
     Refused,
     SockClient,
-    SocketIOClient,
     serve,
 )
 
+KINDS = "pywsgi", "gevent", "gthread"
 #: Seconds: the deadline of an operation, and what this machine may take on top of it.
 TIMEOUT, SLACK = 0.5, 4.0
 #: The lease of the handlers "guarded": a connection is told before it is over.
@@ -71,10 +74,8 @@ def works(app: GunicornApp | PywsgiApp, client: type[Client]) -> bool:
         connection.close()
 
 
-@pytest.mark.parametrize(
-    ("kind", "client"),
-    [("pywsgi", SockClient), ("gthread", SockClient), ("gevent", SocketIOClient)],
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 def test_outage_closes_what_is_open_and_refuses_what_is_new(
     kind: str, client: type[Client], own_server: RedisServer
 ) -> None:
@@ -128,23 +129,35 @@ def test_outage_shorter_than_the_lease_disturbs_nobody_who_is_silent(
         connection.close()
 
 
-def test_places_of_a_killed_worker_are_free_within_the_lease(redis_server: RedisServer) -> None:
-    # Two servers, so that the next worker's start is not measured.
-    with serve("gevent", redis_server.url) as app, serve("pywsgi", redis_server.url) as other:
-        connections = [SockClient(app.url, "few", "somebody") for _ in range(5)]
-        os.kill(app.get().json()["pid"], signal.SIGKILL)
-        killed = time.monotonic()
-        with pytest.raises(Refused, match="concurrency"):  # they count as long as their leases
-            SockClient(other.url, "few", "somebody")
+def test_places_of_killed_workers_are_free_within_the_lease(redis_server: RedisServer) -> None:
+    gone: list[Client] = []
+    # A server that stays, so that the next worker's start is not measured.
+    other = serve("pywsgi", redis_server.url)
+    killed = [serve(kind, redis_server.url) for kind in KINDS]
+    with ExitStack() as servers:
+        for running in (other, *killed):
+            servers.enter_context(running)
+        pairs = [(client, kind) for kind in KINDS for client in CLIENTS.values()]
+        for app, kind in zip(killed, KINDS, strict=True):
+            for client in CLIENTS.values():
+                gone += [client(app.url, "few", kind) for _ in range(5)]
+        for pid in [app.get().json()["pid"] for app in killed]:
+            os.kill(pid, signal.SIGKILL)
+        at = time.monotonic()
+        for client, user in pairs:  # they count as long as their leases
+            with pytest.raises(Refused) as refused:
+                client(other.url, "few", user)
+            assert refused.value.code == (429 if client is SockClient else 1008)
 
-        def again() -> SockClient | None:
+        def again(client: type[Client], user: str) -> Client | None:
             with contextlib.suppress(Refused):
-                return SockClient(other.url, "few", "somebody")
+                return client(other.url, "few", user)
             return None
 
-        connection = eventually(again, 15, "the user can connect again", interval=0.1)
-        assert connection is not None
-        assert time.monotonic() - killed < 4 + SLACK  # the lease of "few"
-        for gone in connections:
-            gone.ws.shutdown()  # type: ignore[no-untyped-call]
-        connection.close()
+        for pair in pairs:
+            connection = eventually(partial(again, *pair), 15, "connects again", interval=0.1)
+            assert connection is not None
+            assert time.monotonic() - at < 4 + SLACK  # the lease of "few"
+            connection.close()
+        for connection in gone:
+            connection.ws.shutdown()  # type: ignore[no-untyped-call]

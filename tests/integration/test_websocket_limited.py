@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
-import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,25 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import simple_websocket
 import websocket
 from flask import Flask, abort, g, request
 from flask_sock import Sock
-from flask_socketio import SocketIO
+from flask_socketio import SocketIO, emit
 from werkzeug.serving import make_server
 
 from example_app.app import create_app
 from flask_redis_guard import (
     ConfigurationError,
+    GuardError,
     RedisGuard,
     rate_limit_exceeded,
     request_refused,
     websocket_limited,
 )
-from flask_redis_guard.web.socketio import SocketIOLimits
+from flask_redis_guard.web.socketio import SocketIOLimits, limit_handshakes
 from tests.support import RedisServer, eventually
 from tests.support.ports import PortLease
-from tests.support.websockets import UNAVAILABLE, Closed, Refused, SockClient, SocketIOClient
+from tests.support.websockets import (
+    UNAVAILABLE,
+    Closed,
+    Refused,
+    SockClient,
+    SocketIOClient,
+    frame,
+    upgraded,
+)
+
+PROBLEM = "application/problem+json"
 
 Serve = Callable[[Flask], str]
 
@@ -395,16 +404,8 @@ def test_client_that_answers_nothing_leaves_nothing_behind(
     app = echo_app(redis_server.url, websocket_limited(concurrent=1, messages="1/minute"))
     url = serve(app)
     before = threading.active_count()
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
-        key = base64.b64encode(os.urandom(16)).decode()
-        client.sendall(
-            f"GET /echo?user=a HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Key: {key}\r\n\r\n".encode()
-        )
-        assert b"101" in client.recv(1000)
-        mask = b"\0\0\0\0"
-        client.sendall((b"\x81\x81" + mask + b"x") * 1000)  # and never a close frame
+    with upgraded(url, "echo?user=a") as client:
+        client.sendall(frame(1, b"x") * 1000)  # and never a close frame
         eventually(lambda: len(places_of(app)) == 0, 10, "the place is freed")
         eventually(lambda: threading.active_count() <= before, 10, "no thread is left")
 
@@ -420,6 +421,62 @@ def test_frame_too_large_for_memory_is_not_collected(
     with pytest.raises(Closed, match="1009"):
         client.receive()
     client.close()
+
+
+def test_client_that_takes_nothing_is_cut_off(redis_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.push")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 1}
+    RedisGuard(app)
+    ended: list[BaseException] = []
+
+    @Sock(app).route("/push")  # type: ignore[untyped-decorator]
+    @websocket_limited(concurrent=1)
+    def push(ws: Any) -> None:
+        try:
+            while True:
+                ws.send("x" * 100_000)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    url = serve(app)
+    before = threading.active_count()
+    with upgraded(url, "push"):  # which reads not one byte
+        eventually(lambda: len(places_of(app)) == 1, 5, "its place is taken")
+        eventually(lambda: len(places_of(app)) == 0, 15, "its place is free again")
+        eventually(lambda: threading.active_count() <= before, 5, "no thread is left")
+    assert [type(error) for error in ended] == [simple_websocket.ConnectionClosed]
+
+
+def test_client_that_answers_pings_is_not_cut_off_for_a_slow_handler(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.slow")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 0.5}
+    RedisGuard(app)
+    go_on = threading.Event()
+
+    @Sock(app).route("/slow")  # type: ignore[untyped-decorator]
+    @websocket_limited(max_message_size=1000)
+    def slow(ws: Any) -> None:
+        assert not go_on.wait(2)  # seconds, in which several pings would be due
+        for _ in range(220):
+            ws.receive()
+        ws.send("all")
+
+    with upgraded(serve(app), "slow") as client:
+        client.sendall(frame(1, b"x") * 20)  # more than is read ahead
+        assert client.recv(2) == frame(9)[:1] + b"\0"  # a ping
+        client.sendall(frame(1, b"x" * 100) * 200 + frame(10))  # its answer waits behind these
+        said = b""
+        while b"\x03all" not in said:
+            received = client.recv(100)
+            assert received, said
+            said += received
+        client.sendall(frame(8))
+    go_on.set()
 
 
 def test_gevent_websocket_is_warned_of_once(
@@ -474,6 +531,134 @@ def test_socketio_frees_places_however_a_connection_ends(
     SocketIOClient(url, "few", "friend").close()  # the sixth: none was counted twice
     with pytest.raises(Refused, match="Rate limit exceeded"):
         SocketIOClient(url, "few", "friend")
+
+
+def test_socketio_client_that_leaves_while_it_is_admitted_leaves_nothing(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.leaving")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    asked, left = threading.Event(), threading.Event()
+
+    def slowly_known() -> str:
+        asked.set()
+        assert left.wait(10)
+        return "somebody"
+
+    limits = SocketIOLimits(concurrent=1, key=slowly_known, lease=2)
+
+    @socketio.on("connect", namespace="/few")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> None:
+        pass
+
+    poll = f"{serve(app)}/socket.io/?EIO=4&transport=polling"
+    poll += "&sid=" + requests.get(poll, timeout=5).text.partition('"sid":"')[2].partition('"')[0]
+    joining = threading.Thread(target=requests.post, args=(poll, "40/few,"), kwargs={"timeout": 10})
+    joining.start()
+    assert asked.wait(5)
+    assert requests.post(poll, "1", timeout=5).status_code == 200  # a goodbye of Engine.IO
+    left.set()
+    joining.join()
+    assert len(places_of(app)) == 1
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is free with its next renewal")
+    assert vars(socketio.server.manager)["redis_guard_places"] == {}
+
+
+def test_handler_that_raises_frees_its_place(redis_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.raising")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+
+    @Sock(app).route("/echo")  # type: ignore[untyped-decorator]
+    @websocket_limited(concurrent=1)
+    def handler(ws: Any) -> None:
+        raise ZeroDivisionError(ws.receive())
+
+    url = serve(app)
+    for _ in range(2):
+        client = SockClient(url, "echo", "a")
+        with pytest.raises(Closed, match="1011"):
+            said(client, "x")
+        eventually(lambda: len(places_of(app)) == 0, 5, "the place is free again")
+        client.close()
+
+
+def test_handshakes_of_engineio_are_refused_as_http(own_server: RedisServer, serve: Serve) -> None:
+    app = Flask("tests.handshakes")
+    app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    with pytest.raises(GuardError, match=r"after SocketIO\(app\)"):
+        limit_handshakes(app, "2/minute")
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    limit_handshakes(app, "2/minute", key=user)
+    limits = SocketIOLimits(messages="10/minute", key=user)
+
+    @socketio.on("connect", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> None:
+        pass
+
+    @socketio.on("say", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.message
+    def say(text: str) -> None:
+        emit("said", text)
+
+    url = serve(app)
+    poll = f"{url}/socket.io/?EIO=4&transport=polling&user=a"
+    session = requests.get(poll, timeout=5).text.partition('"sid":"')[2].partition('"')[0]
+    client = SocketIOClient(url, "chat", "a")  # the second
+    refused = requests.get(f"{poll}&sid=", timeout=5)  # which is none to Engine.IO
+    assert (refused.status_code, refused.headers["content-type"]) == (429, PROBLEM)
+    assert int(refused.headers["retry-after"]) >= 1
+    with pytest.raises(websocket.WebSocketBadStatusException, match="429"):
+        SocketIOClient(url, "chat", "a")
+    assert len(socketio.server.eio.sockets) == 2
+    # What belongs to a connection is not counted.
+    assert requests.post(f"{poll}&sid={session}", "40/chat,", timeout=5).status_code == 200
+    client.send("x")
+    assert client.receive() == "x"
+    client.close()
+    own_server.kill()
+    unavailable = requests.get(poll.replace("user=a", "user=b"), timeout=5)
+    assert (unavailable.status_code, unavailable.headers["content-type"]) == (503, PROBLEM)
+    assert UNAVAILABLE in unavailable.text
+
+
+def test_namespaces_that_clients_name_count_together(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = Flask("tests.namespaces")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1, namespaces="*")
+    limits = SocketIOLimits(concurrent=1, messages="1/minute")
+
+    @socketio.on("connect", namespace="*")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect(auth: Any) -> None:
+        pass
+
+    @socketio.on("say", namespace="*")  # type: ignore[untyped-decorator]
+    @limits.message
+    def say(text: str) -> None:
+        emit("said", text)
+
+    url = serve(app)
+    first = SocketIOClient(url, "one", "a")
+    with pytest.raises(Refused, match="Rate limit exceeded"):
+        SocketIOClient(url, "two", "a")
+    first.send("x")
+    assert first.receive() == "x"
+    first.close()
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
+    second = SocketIOClient(url, "three", "a")
+    second.send("x")
+    with pytest.raises(Closed, match="1008"):
+        second.receive()
+    second.close()
 
 
 def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:

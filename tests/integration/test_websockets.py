@@ -122,6 +122,14 @@ def test_message_of_the_greatest_size_passes_and_one_byte_more_does_not(
     connection.close()
 
 
+def test_large_message_reaches_a_slow_client_whole(app: GunicornApp | PywsgiApp, user: str) -> None:
+    connection = SockClient(app.url, "large", user)
+    eventually(lambda: app.get().json()["places"] == 1, 5, "it is being sent")
+    assert len(connection.receive()) == 5_000_000
+    assert connection.receive() == "end"
+    connection.close()
+
+
 def test_message_costs_one_call_and_a_refused_burst_none(
     app: GunicornApp | PywsgiApp, client: type[Client], user: str, server: RedisServer
 ) -> None:

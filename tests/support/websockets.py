@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,7 +55,7 @@ def user():
 def state():
     # What serves requests stays; all else has to go with its connection.
     names = [t.name for t in threading.enumerate()]
-    keep = ("MainThread", "ThreadPoolExecutor", "redis-guard-monitor", "Dummy")
+    keep = "MainThread", "ThreadPoolExecutor", "redis-guard-monitor", "redis-guard-engine", "Dummy"
     gevent = sys.modules.get("gevent")
     greenlets = [] if gevent is None else [
         repr(o) for o in gc.get_objects() if isinstance(o, gevent.Greenlet) and not o.dead]
@@ -61,6 +64,7 @@ def state():
         "threads": sorted(n for n in names if not n.startswith(keep)),
         "greenlets": len(greenlets),
         "places": len(current_app.extensions["redis_guard"].places),
+        "memory": int(open("/proc/self/statm").read().split()[1]) * 4096,
     }
 
 
@@ -83,6 +87,33 @@ def chat(ws):
 def guarded(ws):
     while True:
         ws.send(ws.receive())
+
+
+@sock.route("/large")
+@websocket_limited(concurrent=5, key=user)
+def large(ws):
+    ws.send("x" * 5_000_000)
+    ws.send("end")
+
+
+busy = threading.Event()
+
+
+@sock.route("/busy")
+@websocket_limited(concurrent=5, max_message_size=1024, key=user)
+def is_busy(ws):
+    ws.receive()
+    busy.wait(60)
+    count = 1
+    while ws.receive() != "end":
+        count += 1
+    ws.send(str(count))
+
+
+@app.get("/busy/end")
+def end_of_work():
+    busy.set()
+    return "", 204
 
 
 def limited(namespace, **options):
@@ -283,6 +314,41 @@ CLIENTS: dict[str, type[Client]] = {
     "flask-sock": SockClient,
     "socketio": SocketIOClient,
 }
+
+
+def upgraded(url: str, path: str, headers: str = "") -> socket.socket:
+    """Return the bare socket of a connection, for frames that no library would send.
+
+    :param url: of the server.
+    :param path: where the handler is, with a query.
+    :param headers: more of them, each with its line end.
+    """
+    client = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=15)
+    key = base64.b64encode(os.urandom(16)).decode()
+    client.sendall(
+        f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {key}\r\n{headers}\r\n".encode()
+    )
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += client.recv(1)
+    assert b" 101 " in answer, answer
+    return client
+
+
+def frame(
+    opcode: int, payload: bytes = b"", *, final: bool = True, compressed: bool = False
+) -> bytes:
+    """Return a frame of RFC 6455, section 5.2, masked with zeros."""
+    first = bytes([final << 7 | compressed << 6 | opcode])
+    if len(payload) < 126:
+        length = bytes([0x80 | len(payload)])
+    elif len(payload) < 2**16:
+        length = b"\xfe" + len(payload).to_bytes(2, "big")
+    else:
+        length = b"\xff" + len(payload).to_bytes(8, "big")
+    return first + length + b"\0\0\0\0" + payload
 
 
 def all_at_once(count: int, function: Callable[[int], T]) -> list[T | BaseException]:

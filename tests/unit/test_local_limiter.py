@@ -6,6 +6,7 @@ import os
 import threading
 from fractions import Fraction
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +117,24 @@ def test_memory_is_bounded_and_newcomers_get_less_not_more() -> None:
     assert len(limiter._shared) <= 64
     clock.now += 61 * SECOND
     assert limiter.hit("1/minute", 5000).allowed  # what has run out makes room
+
+
+@pytest.mark.parametrize("algorithm", ["sliding-window", "token-bucket", "fixed-window"])
+def test_who_was_counted_among_others_does_not_begin_anew(algorithm: str) -> None:
+    clock = Clock()
+    clock.now = clock.now // (60 * SECOND) * 60 * SECOND
+    limiter = make(clock, max_counters=10)
+    rates = parse_rates("5/minute", algorithm=algorithm)
+    for crowd in range(10):
+        limiter.hit("1/minute", crowd)
+    clock.now += 59 * SECOND
+    assert sum(limiter.hit(rates, "a").allowed for _ in range(9)) == 5
+    clock.now += 2 * SECOND  # the crowd's time is over: there is room for its own counter
+    again = sum(limiter.hit(rates, "a").allowed for _ in range(9))
+    assert again == (5 if algorithm == "fixed-window" else 0)
+    assert len(limiter._counters) <= 10
+    clock.now += 600 * SECOND
+    assert sum(limiter.hit(rates, "a").allowed for _ in range(9)) == 5
 
 
 def test_threads_together_get_no_more_than_the_limit() -> None:

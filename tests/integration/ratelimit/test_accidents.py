@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import decimal
+import gc
 import ipaddress
 import logging
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import redis
-from flask import Response, abort
+from flask import Blueprint, Flask, Response, abort
+from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_redis_guard import ConfigurationError, rate_limit_exceeded, rate_limited
+from flask_redis_guard import ConfigurationError, RedisGuard, rate_limit_exceeded, rate_limited
 from tests.integration.ratelimit.conftest import Made
 from tests.support import RedisServer
 
@@ -126,6 +129,30 @@ def test_the_forms_of_an_address_are_one(make_app: Make) -> None:
     assert codes == [200, 200, 429, 200]
 
 
+@pytest.mark.parametrize(
+    ("addresses", "codes"),
+    [
+        # Some proxies write the port into X-Forwarded-For: each connection has another.
+        (["192.0.2.1:4001", "192.0.2.1:4002", " 192.0.2.1"], [200, 200, 429]),
+        (["[2001:db8::1]:4001", "[2001:db8::1]:4002", "[2001:db8::1]"], [200, 200, 429]),
+        (["[::ffff:192.0.2.1]:4001", "[fe80::1%eth0]:1", "[fe80::2%eth1]:2"], [200, 200, 200]),
+        # What a translator made of IPv4 is not one customer's network.
+        (["64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2", "64:ff9b::192.0.2.3"], [200] * 3),
+        (["64:ff9b::192.0.2.1", "192.0.2.1", "192.0.2.1:80"], [200, 200, 429]),
+        (["unknown", "unknown", "unknown"], [200, 200, 429]),
+    ],
+)
+def test_neither_a_port_nor_a_translator_makes_another_client(
+    make_app: Make, addresses: list[str], codes: list[int]
+) -> None:
+    made = limited(make_app(), "2/minute")
+    made.app.wsgi_app = ProxyFix(made.app.wsgi_app)  # type: ignore[method-assign]
+    assert [
+        made.client.get("/", headers={"X-Forwarded-For": address}).status_code
+        for address in addresses
+    ] == codes
+
+
 def test_a_missing_address_is_one_bucket(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     made = limited(make_app(), "2/minute")
     assert made.codes("/", 3, environ_base={"REMOTE_ADDR": ""}) == [200, 200, 429]
@@ -159,6 +186,11 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
         ({"rates": "0/minute"}, "rates"),
         ({"rates": 5}, "rates"),
         ({"rates": "5/minute", "key": "cookie"}, "key"),
+        ({"rates": "5/minute", "key": "header: X-Api-Key"}, "key"),
+        ({"rates": "5/minute", "key": "header:X-Api-Key:"}, "key"),
+        ({"rates": "5/minute", "shadow": "0"}, "shadow"),
+        ({"rates": "5/minute", "defer": None}, "defer"),
+        ({"rates": "5/minute", "scope": 5}, "scope"),
         ({"rates": "5/minute", "cost": 0}, "cost"),
         ({"rates": "5/minute", "cost": True}, "cost"),
         ({"rates": "5/minute", "methods": "POST"}, "methods"),
@@ -176,6 +208,37 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
 def test_bad_arguments_stop_the_decoration(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         rate_limited(**options)
+
+
+def test_whole_apps_and_blueprints_have_nothing_to_defer(make_app: Make) -> None:
+    guard = make_app().guard
+    for limit in (guard.limit_app, partial(guard.limit_blueprint, Blueprint("a", __name__))):
+        with pytest.raises(ConfigurationError, match="defer"):
+            limit("5/minute", defer=True)
+
+
+def test_whole_apps_and_blueprints_are_named_by_themselves(make_app: Make) -> None:
+    guard: Any = make_app().guard
+    with pytest.raises(ConfigurationError, match="app"):
+        guard.limit_app("5/minute", app="tests")
+    with pytest.raises(ConfigurationError, match="blueprint"):
+        guard.limit_blueprint("shop", "5/minute")
+
+
+def test_limits_on_a_guard_without_an_app_are_reported(
+    make_app: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    gc.collect()  # guards of other tests
+    made = make_app()
+    other = RedisGuard()  # as a second one made by mistake
+    other.limit_app("1/minute")
+    made.codes("/", 2)
+    assert caplog.text.count("guards no app") == 1
+    caplog.clear()
+    made = make_app()
+    other.init_app(Flask("other"))
+    made.codes("/", 2)
+    assert "guards no app" not in caplog.text
 
 
 def test_an_error_reply_refuses(make_app: Make, redis_server: RedisServer) -> None:
@@ -205,6 +268,17 @@ def test_shadow_mode_counts_and_announces_only(make_app: Make) -> None:
     assert [event["shadow"] for event in heard] == [True, True]
     assert not heard[0]["decision"].allowed
     assert heard[0]["endpoint"] == "index"
+
+
+@pytest.mark.parametrize("fault", [_broken, lambda: abort(400)])
+def test_a_fault_in_a_shadow_limit_refuses_nobody(
+    make_app: Make, fault: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_app()
+    made.guard.limit_app("2/minute")
+    limited(made, "1/minute", key=fault, shadow=True)
+    assert made.codes("/", 3) == [200, 200, 429]
+    assert "could not be worked out" in caplog.text
 
 
 def test_refund_gives_back_what_succeeded(make_app: Make) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from flask import Blueprint
+from flask.views import MethodView
 
 from flask_redis_guard import rate_limited
 from tests.integration.ratelimit.conftest import Made
@@ -86,6 +87,25 @@ def test_reset_route_frees_everybody(made: Made) -> None:
     for address in ("192.0.2.1", "192.0.2.2"):
         where = {"environ_base": {"REMOTE_ADDR": address}}
         assert made.codes("/login", 1, "POST", **where) == [200]
+
+
+def test_reset_frees_what_is_counted_under_a_functions_name(make_app: Make) -> None:
+    made = make_app()
+
+    class Account(MethodView):
+        @rate_limited("1/minute")
+        def get(self) -> str:
+            return "shown"
+
+    def undecorated() -> str:
+        return "in"
+
+    deferred = rate_limited("1/minute", defer=True)(undecorated)
+    made.app.add_url_rule("/a", view_func=Account.as_view("a"))
+    made.app.add_url_rule("/b", "b", deferred)
+    for _ in range(2):
+        assert made.codes("/a", 2) == made.codes("/b", 2) == [200, 429]
+        assert run(made, "reset", "127.0.0.1") == (0, "Freed 127.0.0.1 of 2 limits.\n")
 
 
 def test_reset_says_what_it_cannot_do(made: Made) -> None:

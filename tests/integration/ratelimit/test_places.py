@@ -131,6 +131,30 @@ def test_a_scan_of_unmatched_urls_is_limited(make_app: Make) -> None:
     assert made.client.put("/api/v1/health/live").status_code == 429
 
 
+def test_a_scan_under_static_urls_is_limited(redis_server: RedisServer, tmp_path: Path) -> None:
+    (tmp_path / "app.js").write_text("")
+    app = Flask("tests", static_folder=str(tmp_path), static_url_path="")
+    app.config.update(
+        REDIS_URL=redis_server.url,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        REDIS_GUARD_DEFAULT_LIMITS="3/minute",
+    )
+    RedisGuard(app)
+    blueprint = Blueprint("files", __name__, static_folder=str(tmp_path), url_prefix="/files")
+    app.register_blueprint(blueprint)
+    client = app.test_client()
+
+    def code(path: str) -> int:
+        with client.get(path) as response:
+            return response.status_code
+
+    files = ["/app.js", f"/files/{tmp_path.name}/app.js"]
+    assert [code(path) for path in files * 2] == [200] * 4
+    scan = [".env", "..%2f..%2fetc/passwd", f"files/{tmp_path.name}/no.js", "a%00b", ".git/config"]
+    assert [code(f"/{path}") for path in scan] == [404, 404, 404, 429, 429]
+    assert [code(path) for path in files] == [200, 200]
+
+
 def test_an_own_endpoint_cannot_pose_as_static(make_app: Make) -> None:
     made = make_app(REDIS_GUARD_DEFAULT_LIMITS="1/minute")
     blueprint = Blueprint("files", __name__)

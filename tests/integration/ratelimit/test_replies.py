@@ -80,6 +80,21 @@ def test_header_styles(make_app: Make, style: str, draft: bool, legacy: bool) ->
     assert ("X-RateLimit-Remaining" in headers) == legacy
 
 
+def test_a_limit_asked_many_times_is_named_once_and_gives_all_of_it_back(make_app: Make) -> None:
+    made = make_app()
+
+    @rate_limited("5/minute", refund_when=lambda response: response.status_code == 202)
+    def send() -> str:
+        return "sent"
+
+    made.app.add_url_rule("/", "index", lambda: ([send() for _ in range(4)], 202))
+    for _ in range(2):
+        response = made.client.get("/")
+        assert {n: p["r"] for n, p in parsed(response.headers["RateLimit"]).items()} == {
+            "5/minute": 1
+        }
+
+
 def test_the_apps_own_handler_decides(make_app: Make) -> None:
     made = limited(make_app(), "1/minute")
 
