@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 SLIDING_WINDOW: Final = "sliding-window"
 TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
@@ -143,8 +143,10 @@ def parse_rates(
     :returns: at least one rate, in the order given, without repetitions.
     :raises ValueError: naming what could not be read and what is accepted.
     """
+    if isinstance(rates, str) and algorithm is None:
+        return _parse_text(rates)
     given: object = (rates,) if isinstance(rates, (Rate, str)) else rates
-    if isinstance(given, (bytes, bytearray)) or not isinstance(given, Iterable):
+    if isinstance(given, (bytes, bytearray)) or not isinstance(given, (tuple, Iterable)):
         raise _no_rate(given)
     found: list[Rate] = []
     for rate in given:
@@ -163,7 +165,7 @@ def parse_rates(
 
 @lru_cache(1024)
 def _parse_text(text: str) -> tuple[Rate, ...]:
-    return tuple(_parse_single(part) for part in _SEPARATORS.split(text))
+    return tuple(dict.fromkeys(_parse_single(part) for part in _SEPARATORS.split(text)))
 
 
 def _no_rate(found: object) -> ValueError:
@@ -181,8 +183,7 @@ def _parse_single(text: str) -> Rate:
     return Rate(int(match[1]), unit * int(match[2] or 1))
 
 
-@dataclass(frozen=True, slots=True)
-class RateState:
+class RateState(NamedTuple):
     """What one rate said about one request.
 
     :param rate: the rate.
@@ -235,21 +236,11 @@ class Decision:
     ) -> Decision:
         """The decision that follows from the states of a charge's rates (at least one)."""
         states = tuple(states)
-        refusing = [s for s in states if not s.allowed]
         if len(states) == 1:
             worst = states[0]
-        elif refusing:
+        elif refusing := [s for s in states if not s.allowed]:
             worst = max(refusing, key=lambda s: s.retry_after)
         else:
             worst = min(states, key=lambda s: (s.remaining, -s.reset_after))
-        return cls(
-            not refusing,
-            worst.rate.limit,
-            worst.remaining,
-            worst.reset_after,
-            worst.retry_after,
-            worst.rate,
-            states,
-            remembered,
-            receipt,
-        )
+        rate, allowed, remaining, reset, retry = worst
+        return cls(allowed, rate.limit, remaining, reset, retry, rate, states, remembered, receipt)

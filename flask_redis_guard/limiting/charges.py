@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
-from flask_redis_guard.core.rates import (
-    EXACT_LIMIT,
-    FIXED_WINDOW,
-    MAX_LIMIT,
-    TOKEN_BUCKET,
-    Decision,
-    Rate,
-    RateState,
-    check_cost,
-)
+from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState, check_cost
 
 from .keys import KeyMaker, Subject
+from .scripts import Script
 
 #: Numbers that the script answers for each counter.
 REPLY_WIDTH: Final = 6
 
 
-@dataclass(frozen=True, slots=True)
+_ALGORITHMS: Final = {
+    ord("w"): "sliding_window.lua",
+    ord("l"): "exact_log.lua",
+    ord("t"): "token_bucket.lua",
+    ord("f"): "fixed_window.lua",
+}
+
+
+@cache
+def judge_script(algorithms: bytes) -> Script:
+    """The script that judges rates of these algorithms: one of fifteen.
+
+    :param algorithms: their codes in order, as in :func:`.keys.rate_head`.
+    """
+    parts = [_ALGORITHMS[code] for code in algorithms]
+    express = ["sliding_window_express.lua"] if algorithms == b"w" else []
+    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
+    return Script("rate limit", *names)
+
+
+@dataclass(slots=True)  # not frozen: one is made for each request, and freezing it takes longest
 class Charge:
     """One limit as it applies to one request.
 
@@ -49,14 +61,15 @@ class Charge:
     def __post_init__(self) -> None:
         if not self.rates:
             raise ValueError("rates: a charge needs at least one rate")
-        check_cost(self.cost)
+        if type(self.cost) is not int or self.cost < 1:
+            check_cost(self.cost)
 
 
 @dataclass(slots=True, eq=False)
 class Row:
     """One counter in one request, and what became of it.
 
-    :param head: what scripts are told of the rate; see :func:`rate_head`.
+    :param head: what scripts are told of the rate; see :func:`.keys.rate_head`.
     :param group: 0 if the counter can refuse the request, a number of its own for each shadow.
     :param owner: the charge that named it first.
     """
@@ -78,11 +91,6 @@ class Row:
         self.group = min(self.group, group)
         self.refundable = self.refundable and refundable
 
-    def judge_argument(self) -> bytes:
-        """What judge.lua is told about the counter."""
-        enforced = self.head + self.cost.to_bytes(5, "big")
-        return enforced + b"%d" % self.group if self.group else enforced
-
     def refund_argument(self) -> bytes:
         """What refund.lua is told about the counter."""
         first, second = self.marks
@@ -94,18 +102,9 @@ class Row:
         )
 
 
-@lru_cache(1024)
-def rate_head(rate: Rate) -> bytes:
-    """Algorithm (a byte), limit (4), period in microseconds (7) and capacity (4) for scripts."""
-    if rate.effective_algorithm == TOKEN_BUCKET:
-        code = b"t"
-    elif rate.effective_algorithm == FIXED_WINDOW:
-        code = b"f"
-    else:
-        code = b"l" if rate.limit <= EXACT_LIMIT else b"w"
-    period = rate.per_seconds * 1_000_000
-    numbers = ((rate.limit, 4), (period, 7), (rate.capacity, 4))
-    return code + b"".join(number.to_bytes(width, "big") for number, width in numbers)
+def judge_argument(head: bytes, cost: int, group: int = 0) -> bytes:
+    """What judge.lua is told about a counter: its head, cost (5 bytes) and group (2)."""
+    return head + (cost << 16 | group).to_bytes(7, "big")
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +129,6 @@ class Plan:
 
     def __init__(self, charges: Sequence[Charge], keys: KeyMaker) -> None:
         self.charges = charges
-        self.rows: list[Row] = []
         self.refused = False
         self._by_charge: list[list[Row]] = []
         by_key: dict[bytes, Row] = {}
@@ -139,25 +137,22 @@ class Plan:
             cost = min(charge.cost, MAX_LIMIT + 1)  # no limit is higher, and a double holds it
             mine = []
             tag = keys.tag(charge.subject)
-            for rate in charge.rates:
-                key = keys.limit(rate, charge.scope) + tag
+            for rate, prefix, head in keys.limits(charge.rates, charge.scope):
+                key = prefix + tag
                 row = by_key.get(key)
                 if row is None:
-                    head = rate_head(rate)
                     row = by_key[key] = Row(key, rate, head, cost, group, charge.refundable, index)
-                    self.rows.append(row)
                 else:
                     row.join(cost, group, charge.refundable)
                 mine.append(row)
             self._by_charge.append(mine)
+        self.rows = list(by_key.values())
 
     def take_reply(self, rows: Sequence[Row], reply: Sequence[int], *, hit: bool) -> None:
         """Read what judge.lua answered about these rows."""
         full = set()
-        for at, row in enumerate(rows):
-            room, remaining, reset, retry, first, second = reply[
-                REPLY_WIDTH * at : REPLY_WIDTH * (at + 1)
-            ]
+        for at, row in zip(range(0, len(reply), REPLY_WIDTH), rows, strict=True):
+            room, remaining, reset, retry, first, second = reply[at : at + REPLY_WIDTH]
             row.state = RateState(row.rate, room == 1, remaining, reset / 1e6, retry / 1e6)
             row.marks = (first, second)
             if room != 1:
@@ -172,7 +167,7 @@ class Plan:
             row.charged = False
             if row.state is not None:
                 remaining = min(row.rate.capacity, row.state.remaining + row.cost)
-                row.state = replace(row.state, remaining=remaining)
+                row.state = row.state._replace(remaining=remaining)
 
     def states(self) -> dict[bytes, RateState]:
         """What is known of the counters, by key."""
@@ -187,11 +182,11 @@ class Plan:
         """
         found = []
         for index, (charge, rows) in enumerate(zip(self.charges, self._by_charge, strict=True)):
-            pairs = zip(rows, charge.rates, strict=True)
-            if states is None:
-                mine = [_named(row.state, rate) for row, rate in pairs if row.state is not None]
-            else:
-                mine = [_named(states[r.key], rate) for r, rate in pairs if r.key in states]
+            mine = []
+            for row, rate in zip(rows, charge.rates, strict=True):
+                state = row.state if states is None else states.get(row.key)
+                if state is not None:  # under the name that the charge gives its rate
+                    mine.append(state if state.rate is rate else state._replace(rate=rate))
             if not mine:
                 found.append(_unasked(charge.rates[0]))
                 continue
@@ -201,11 +196,6 @@ class Plan:
                 receipt = Receipt(kept) if kept else None
             found.append(Decision.of(mine, remembered=remembered, receipt=receipt))
         return found
-
-
-def _named(state: RateState, rate: Rate) -> RateState:
-    """The same state under the name that a charge gives its rate."""
-    return state if state.rate is rate else replace(state, rate=rate)
 
 
 def _unasked(rate: Rate) -> Decision:

@@ -10,7 +10,7 @@ from typing import Final
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
 
 from .keys import KeyMaker, Subject
-from .scripts import ClientSource, Script, client_getter, script_mode
+from .scripts import ClientSource, Script, client_getter, told_time
 
 _LEASE: Final = Script("concurrency limit", "clock.lua", "codec.lua", "lease.lua")
 
@@ -99,5 +99,5 @@ class ConcurrencyLimiter:
 
     def _call(self, lease: Lease, mode: bytes) -> list[int]:
         numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
-        args = [script_mode(mode, self._server_time), lease.id, *numbers]
+        args = [mode, lease.id, *numbers, *told_time(self._server_time)]
         return _LEASE(self._client(), [lease.key], args, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from flask_redis_guard.core.rates import RateState
@@ -82,7 +82,7 @@ class DenialCache:
         """
         passed = self._monotonic() - denial.sent
         states = {key: _aged(state, passed) for key, state in denial.states.items()}
-        states[denial.key] = replace(states[denial.key], allowed=False)
+        states[denial.key] = states[denial.key]._replace(allowed=False)
         return states
 
     def remember(self, key: bytes, cost: int, sent: float, states: dict[bytes, RateState]) -> None:
@@ -135,8 +135,7 @@ def _take_ticket(denial: Denial) -> bool:
 
 def _aged(state: RateState, passed: float) -> RateState:
     retry_after = max(0.0, state.retry_after - passed)
-    return replace(
-        state,
+    return state._replace(
         allowed=state.allowed or retry_after == 0,
         reset_after=max(0.0, state.reset_after - passed),
         retry_after=retry_after,

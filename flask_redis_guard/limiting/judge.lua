@@ -1,9 +1,10 @@
 -- Judges every rate of a request together and charges all of them or none.
 --
 -- KEYS     one for each rate
--- ARGV     'hit' or 'peek'; for each rate one string, big-endian: algorithm (1 byte), limit (4),
---          period in us (7), burst (4), cost (5), and what is left is its group
--- Group '' is enforced. Any other group is a shadow: it is charged if all of it and of group '' has
+-- ARGV     one string, since each argument costs the client and the server more than its bytes:
+--          'h' for a hit or 'p' for a peek; for each rate, big-endian: algorithm (1 byte), limit (4),
+--          period in us (7), burst (4), cost (5), group (2)
+-- Group 0 is enforced. Any other group is a shadow: it is charged if all of it and of group 0 has
 -- room, and keeps nothing else from being charged.
 -- Returns  numbers with spaces between them, for each rate six: has room (1 or 0), remaining, us
 --          until it is reset, us until there is room for the cost, and two marks that a refund

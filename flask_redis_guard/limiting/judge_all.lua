@@ -1,11 +1,11 @@
 -- The end of judge.lua: reads every rate, then charges or keeps each.
 
-local rates, full, reply, hit = {}, {}, {}, mode == 'hit'
+local rates, full, reply, hit = {}, {}, {}, byte(ARGV[1]) == 104
 for i = 1, #KEYS do
-  local a = ARGV[i + 1]
-  local kind, l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, b1, b2, b3, b4, c1, c2, c3, c4, c5 = byte(a, 1, 21)
+  local kind, l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, b1, b2, b3, b4, c1, c2, c3, c4, c5, g1, g2 =
+    byte(ARGV[1], 23 * i - 21, 23 * i + 1)
   local r = { -- with all its fields at once, so that the table need not grow
-    key = KEYS[i], algorithm = algorithms[kind], group = sub(a, 22),
+    key = KEYS[i], algorithm = algorithms[kind], group = g1 * 256 + g2,
     limit = ((l1 * 256 + l2) * 256 + l3) * 256 + l4,
     period = (((((p1 * 256 + p2) * 256 + p3) * 256 + p4) * 256 + p5) * 256 + p6) * 256 + p7,
     burst = ((b1 * 256 + b2) * 256 + b3) * 256 + b4,
@@ -18,7 +18,7 @@ for i = 1, #KEYS do
 end
 for i = 1, #KEYS do
   local r = rates[i]
-  if hit and not full[''] and not full[r.group] then
+  if hit and not full[0] and not full[r.group] then
     reply[i] = r.algorithm[2](r)
   else
     -- A cost that never fits has no moment at which it would: the period stands for it.

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from binascii import b2a_base64
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from flask_redis_guard.core.rates import Rate, parse_rates
+from flask_redis_guard.core.rates import (
+    EXACT_LIMIT,
+    FIXED_WINDOW,
+    TOKEN_BUCKET,
+    Rate,
+    parse_rates,
+)
 from flask_redis_guard.errors import ConfigurationError
 
 #: Who is counted. Values of different types never share a counter, nor do ``("a", "bc")`` and
@@ -20,6 +27,19 @@ Rates: TypeAlias = "str | Rate | Iterable[str | Rate]"
 
 _LIMIT_BYTES: Final = 9
 _SUBJECT_BYTES: Final = 15
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
+class Limit(NamedTuple):
+    """A rate in a scope: all that is the same for every subject, made once.
+
+    :param prefix: the first part of its keys.
+    :param head: what scripts are told of the rate; see :func:`rate_head`.
+    """
+
+    rate: Rate
+    prefix: bytes
+    head: bytes
 
 
 def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
@@ -46,9 +66,13 @@ class KeyMaker:
     def __init__(self, prefix: str, secret: bytes | None) -> None:
         self._prefix = prefix.encode()
         # BLAKE2 takes a key of at most 64 bytes; hashing the secret first admits one of any length.
-        self._key = hashlib.blake2b(secret, person=b"guard:limiter").digest() if secret else b""
+        key = hashlib.blake2b(secret, person=b"guard:limiter").digest() if secret else b""
+        # Copied for each subject, so that the key is not taken in again every time.
+        self._keyed = hashlib.blake2b(digest_size=_SUBJECT_BYTES, key=key)
         #: The first part of a key, for a rate, a scope and a kind of counter.
         self.limit = lru_cache(1024)(self._limit)
+        #: The limits that some rates are in a scope.
+        self.limits = lru_cache(1024)(self._limits)
 
     def of(self, rate: Rate, subject: Subject, scope: str, *, kind: bytes = b"") -> bytes:
         """The key of one rate for one subject.
@@ -61,8 +85,10 @@ class KeyMaker:
 
     def tag(self, subject: Subject) -> bytes:
         """The hash tag of a subject."""
-        digest = hashlib.blake2b(encode(subject), digest_size=_SUBJECT_BYTES, key=self._key)
-        return b"{%b}" % base64.urlsafe_b64encode(digest.digest())
+        digest = self._keyed.copy()
+        digest.update(encode(subject))
+        # As base64.urlsafe_b64encode, at a third of the time.
+        return b"{%b}" % b2a_base64(digest.digest(), newline=False).translate(_URL_SAFE)
 
     def pattern(self, rate: Rate, scope: str, *, kind: bytes = b"") -> bytes:
         """A ``MATCH`` pattern for the keys of one rate, whoever the subject."""
@@ -70,11 +96,27 @@ class KeyMaker:
         special = b"\\*?[]^-"
         return b"".join(b"\\%c" % c if c in special else b"%c" % c for c in prefix) + b"{*}"
 
+    def _limits(self, rates: tuple[Rate, ...], scope: str) -> tuple[Limit, ...]:
+        return tuple(Limit(rate, self.limit(rate, scope), rate_head(rate)) for rate in rates)
+
     def _limit(self, rate: Rate, scope: str, kind: bytes = b"") -> bytes:
         numbers = (rate.limit, rate.per_seconds, rate.capacity)
         identity = encode((scope, rate.effective_algorithm, *numbers, kind))
         digest = hashlib.blake2b(identity, digest_size=_LIMIT_BYTES).digest()
         return self._prefix + base64.urlsafe_b64encode(digest)
+
+
+def rate_head(rate: Rate) -> bytes:
+    """Algorithm (a byte), limit (4), period in microseconds (7) and capacity (4) for scripts."""
+    if rate.effective_algorithm == TOKEN_BUCKET:
+        code = b"t"
+    elif rate.effective_algorithm == FIXED_WINDOW:
+        code = b"f"
+    else:
+        code = b"l" if rate.limit <= EXACT_LIMIT else b"w"
+    period = rate.per_seconds * 1_000_000
+    numbers = ((rate.limit, 4), (period, 7), (rate.capacity, 4))
+    return code + b"".join(number.to_bytes(width, "big") for number, width in numbers)
 
 
 def encode(subject: Subject) -> bytes:

@@ -7,7 +7,7 @@
 -- An id ends in ':' and its lease in us. If the clock was set back, a lease that would last longer
 -- than that is cut to it, so that a place is never lost for longer than its lease.
 
-local key, id, lease = KEYS[1], ARGV[2], tonumber(ARGV[3])
+local key, mode, id, lease = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local function text(n) return format('%.0f', n) end
 

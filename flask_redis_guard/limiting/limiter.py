@@ -5,41 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Final
 
 from redis.cluster import RedisCluster
 
-from flask_redis_guard.core.rates import Decision, Rate
+from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 
-from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row
+from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row, judge_argument, judge_script
 from .denials import DenialCache
-from .keys import KeyMaker, Rates, Subject, read_rates
+from .keys import KeyMaker, Limit, Rates, Subject, read_rates
 from .local import LocalLimiter
-from .scripts import ClientSource, Script, client_getter, guarded, script_mode
+from .scripts import ClientSource, Script, client_getter, guarded, told_time
 
 _log = logging.getLogger(__name__)
 
-_ALGORITHMS: Final = {
-    b"w": "sliding_window.lua",
-    b"l": "exact_log.lua",
-    b"t": "token_bucket.lua",
-    b"f": "fixed_window.lua",
-}
+_HIT: Final = b"h"
+_PEEK: Final = b"p"
 _REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
-
-
-@cache
-def judge_script(algorithms: frozenset[bytes]) -> Script:
-    """The script that judges rates of these algorithms: one of fifteen.
-
-    :param algorithms: codes, as in :func:`.charges.rate_head`.
-    """
-    parts = [_ALGORITHMS[code] for code in sorted(algorithms)]
-    express = ["sliding_window_express.lua"] if algorithms == {b"w"} else []
-    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
-    return Script("rate limit", *names)
 
 
 class RateLimiter:
@@ -98,7 +81,7 @@ class RateLimiter:
     def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """What :meth:`hit` would say now, without charging. It always asks Redis."""
         plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys)
-        self._ask(plan, plan.rows, b"peek")
+        self._ask(plan, plan.rows, _PEEK)
         return plan.decisions()[0]
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
@@ -138,6 +121,10 @@ class RateLimiter:
         return decisions
 
     def _judge(self, charges: Sequence[Charge]) -> list[Decision]:
+        if len(charges) == 1 and not (charges[0].refundable or charges[0].shadow):
+            limits = self.keys.limits(charges[0].rates, charges[0].scope)
+            if len(limits) == 1:
+                return [self._judge_one(charges[0], limits[0])]
         plan = Plan(charges, self.keys)
         if not plan.rows:
             return []
@@ -148,7 +135,7 @@ class RateLimiter:
         asked: list[Row] = []
         try:
             for rows in self._parts(plan.rows):
-                self._ask(plan, rows, b"peek" if plan.refused else b"hit")
+                self._ask(plan, rows, _PEEK if plan.refused else _HIT)
                 asked += rows
         except RedisUnavailable:
             self._give_back(plan, asked)
@@ -157,6 +144,25 @@ class RateLimiter:
             self._give_back(plan, asked)
         self._remember(plan, sent)
         return plan.decisions()
+
+    def _judge_one(self, charge: Charge, limit: Limit) -> Decision:
+        """The common request, one counter: what a plan would come to, at half of its time."""
+        rate, prefix, head = limit
+        key, cost = prefix + self.keys.tag(charge.subject), min(charge.cost, MAX_LIMIT + 1)
+        denial = self.denials.find(key, cost)
+        if denial is not None:
+            known = self.denials.states(denial)[key]._replace(rate=rate)
+            return Decision.of([known], remembered=True)
+        sent = self._monotonic()
+        asked = (_HIT + judge_argument(head, cost), *told_time(self._server_time))
+        script = judge_script(head[:1])
+        room, remaining, reset, retry, _, _ = script(self._client(), (key,), asked, REPLY_WIDTH)
+        state = RateState(rate, room == 1, remaining, reset / 1e6, retry / 1e6)
+        if state.allowed:
+            self.denials.admitted(key, cost)
+        else:
+            self.denials.remember(key, cost, sent, {key: state})
+        return Decision.of([state])
 
     def refund(self, *decisions: Decision) -> None:
         """Give back what refundable charges took, as far as it still counts.
@@ -176,7 +182,7 @@ class RateLimiter:
         )
 
     def _remembered(self, plan: Plan) -> list[Decision] | None:
-        for row in plan.rows:
+        for row in plan.rows if self.denials else ():
             if not row.group and not row.refundable:
                 denial = self.denials.find(row.key, row.cost)
                 if denial is not None:
@@ -185,7 +191,7 @@ class RateLimiter:
 
     def _remember(self, plan: Plan, sent: float) -> None:
         states = plan.states() if plan.refused else {}
-        for row in plan.rows:
+        for row in plan.rows if states or self.denials else ():
             if row.refundable or row.group:
                 continue
             if row.key in states and not states[row.key].allowed:
@@ -193,10 +199,10 @@ class RateLimiter:
             elif row.charged:
                 self.denials.admitted(row.key, row.cost)
 
-    def _parts(self, rows: Sequence[Row]) -> list[list[Row]]:
+    def _parts(self, rows: list[Row]) -> list[list[Row]]:
         """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
-        if not isinstance(self._client(), RedisCluster):
-            return [list(rows)]
+        if len(rows) == 1 or not isinstance(self._client(), RedisCluster):
+            return [rows]
         parts: dict[bytes, list[Row]] = {}
         for row in sorted(rows, key=lambda row: row.group > 0):
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
@@ -204,10 +210,11 @@ class RateLimiter:
 
     def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
-        args = [script_mode(mode, self._server_time), *[row.judge_argument() for row in rows]]
-        script = judge_script(frozenset([row.head[:1] for row in rows]))
+        asked = mode + b"".join([judge_argument(row.head, row.cost, row.group) for row in rows])
+        args = (asked, *told_time(self._server_time))
+        script = judge_script(bytes(sorted({row.head[0] for row in rows})))
         reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
-        plan.take_reply(rows, reply, hit=mode == b"hit")
+        plan.take_reply(rows, reply, hit=mode == _HIT)
 
     def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
         """On Cluster: free earlier subjects of what a request took that was then refused."""
@@ -220,13 +227,12 @@ class RateLimiter:
         else:
             plan.returned(charged)
 
-    def _refund(self, rows: Sequence[Row]) -> None:
+    def _refund(self, rows: list[Row]) -> None:
         if not rows:
             return
         for part in self._parts(rows):
             keys = [row.key for row in part]
-            mode = script_mode(b"refund", self._server_time)
-            args = [mode, *[row.refund_argument() for row in part]]
+            args = [*[row.refund_argument() for row in part], *told_time(self._server_time)]
             _REFUND(self._client(), keys, args, 0)
             self.denials.forget(keys)
 

@@ -1,8 +1,8 @@
 -- Gives back what judge.lua charged, as far as it still counts; never more, and nothing lives longer.
 --
 -- KEYS  one for each rate
--- ARGV  'refund'; for each rate one string as for judge.lua, but after the cost (5 bytes) the two
---       marks of the charge (7 each)
+-- ARGV  for each rate one string, big-endian: algorithm (1 byte), limit (4), period in us (7),
+--       burst (4), cost (5), and the two marks of the charge (7 each)
 
 local function window_refund(key, s, cost, index)
   local age = read7(s, 1) - index
@@ -56,7 +56,7 @@ end
 
 local refunds = { w = window_refund, l = log_refund, t = bucket_refund, f = fixed_refund }
 for i = 1, #KEYS do
-  local a, s = ARGV[i + 1], call('GET', KEYS[i])
+  local a, s = ARGV[i], call('GET', KEYS[i])
   if s then
     refunds[sub(a, 1, 1)](KEYS[i], s, byte(a, 17) * 4294967296 + read4(a, 18), read7(a, 22), read7(a, 29),
       read4(a, 2), read7(a, 6))

@@ -24,12 +24,12 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     return lambda: source
 
 
-def script_mode(mode: bytes, server_time: Callable[[], int] | None) -> bytes:
-    """The first argument of every script: what is to be done, and in tests at what time.
+def told_time(server_time: Callable[[], int] | None) -> tuple[bytes, ...]:
+    """The last argument of a script in tests: the time. Otherwise it asks the server's clock.
 
-    :param server_time: a test's clock, in microseconds, instead of the server's.
+    :param server_time: a test's clock, in microseconds.
     """
-    return mode if server_time is None else b"%b@%d" % (mode, server_time())
+    return () if server_time is None else (b"@%d" % server_time(),)
 
 
 class Script:
@@ -44,7 +44,8 @@ class Script:
         folder = files(package)
         self.operation = operation
         self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
-        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(self.text.encode(), usedforsecurity=False)
+        self.digest = digest.hexdigest().encode()  # as bytes, which redis-py sends as they are
 
     def __call__(
         self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
@@ -56,7 +57,7 @@ class Script:
         """
         reply = self.run(client, keys, args)
         try:
-            found = [int(number) for number in reply.split()]
+            found = list(map(int, reply.split()))
         except (AttributeError, TypeError, ValueError):
             found = []
         if len(found) != numbers:
@@ -76,7 +77,8 @@ class Script:
 
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         try:
-            return client.evalsha(self.digest, len(keys), *keys, *args)
+            # What client.evalsha() does, without its two calls on the way.
+            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
         except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
             return client.eval(self.text, len(keys), *keys, *args)
 

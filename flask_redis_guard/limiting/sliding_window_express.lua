@@ -1,13 +1,15 @@
 -- The common case of sliding windows alone: every one has room, and is still in the sub-window that
--- its counters are of. Straight on, without a function made; all else is for what follows.
+-- its counters are of. Straight on, without a function made; all else is for what follows. Where
+-- every one has room, groups make no difference.
 -- See judge.lua for the arguments and sliding_window.lua for what is stored.
 
-if mode == 'hit' then
+if byte(ARGV[1]) == 104 then
   local counts, reply = {}, {}
   for i = 1, #KEYS do
-    local a, s = ARGV[i + 1], call('GET', KEYS[i])
-    if not s or #s ~= 79 or #a ~= 21 then break end
-    local _, l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, _, _, _, _, c1, c2, c3, c4, c5 = byte(a, 1, 21)
+    local s = call('GET', KEYS[i])
+    if not s or #s ~= 79 then break end
+    local l1, l2, l3, l4, p1, p2, p3, p4, p5, p6, p7, _, _, _, _, c1, c2, c3, c4, c5 =
+      byte(ARGV[1], 23 * i - 20, 23 * i - 1)
     local i1, i2, i3, i4, i5, i6, i7, s1, s2, s3, s4, n1, n2, n3, n4 = byte(s, 1, 15)
     local width = ((((((p1 * 256 + p2) * 256 + p3) * 256 + p4) * 256 + p5) * 256 + p6) * 256 + p7) / 16
     local index = (((((i1 * 256 + i2) * 256 + i3) * 256 + i4) * 256 + i5) * 256 + i6) * 256 + i7
