@@ -79,7 +79,6 @@ class CircuitBreaker:
         self._random = random
         self._announcer = Announcer(on_transition or (lambda transition: None))
         self._lock = ProcessLock()
-
         self._state = CircuitState.CLOSED
         self._since = clock()
         self._generation = 0
@@ -90,10 +89,6 @@ class CircuitBreaker:
         self._open_until = 0.0
         self._successes = 0
         self._leases = Leases(half_open_permits, lease_seconds)
-        self._reservation = 0.0
-        self._reserved_until = 0.0
-
-    # -- asking and reporting ------------------------------------------------------------------
 
     def try_acquire(self, *, probe: bool = False) -> Permit | Refusal:
         """Ask for leave to call Redis once.
@@ -160,7 +155,7 @@ class CircuitBreaker:
         background monitor went through, or the time that is reserved for it is over."""
         state = self.state
         if state is CircuitState.HALF_OPEN:
-            return self._clock() < self._reserved_until
+            return self._leases.is_reserved(self._clock())
         return state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
 
     # -- for operators and the monitor ---------------------------------------------------------
@@ -183,8 +178,7 @@ class CircuitBreaker:
         :param seconds: how long users wait for that probe to succeed before they may probe
             themselves, so that a monitor that died wedges nothing; 0 ends the reservation.
         """
-        self._reservation = seconds
-        self._reserved_until = min(self._reserved_until, self._clock() + seconds)
+        self._leases.reserve(seconds, self._clock())
 
     # -- under the lock ------------------------------------------------------------------------
 
@@ -195,9 +189,8 @@ class CircuitBreaker:
             self._shared = self._shared or Permit(self._generation)
             return self._shared
         permit = None
-        now = self._clock()
-        if self._state is CircuitState.HALF_OPEN and (probe or now >= self._reserved_until):
-            permit = self._leases.grant(self._generation, now)
+        if self._state is CircuitState.HALF_OPEN:
+            permit = self._leases.grant(self._generation, self._clock(), probe=probe)
         return permit or Refusal(self._state, self._wait())
 
     def _wait(self) -> float:
@@ -207,7 +200,7 @@ class CircuitBreaker:
         if self._state is CircuitState.FORCED_OPEN:
             return self._open_seconds
         if self._state is CircuitState.HALF_OPEN:
-            return max(0.0, self._leases.next_free(now) - now, self._reserved_until - now)
+            return max(0.0, self._leases.next_free(now) - now)
         return 0.0
 
     def _end_open_time(self) -> None:
@@ -229,7 +222,7 @@ class CircuitBreaker:
             self._enter(CircuitState.OPEN, "probe-failed", self._consecutive)
         elif outcome is Outcome.SUCCESS:
             self._successes += 1
-            self._reserved_until = 0.0
+            self._leases.end_reservation()
             if self._successes >= self._success_threshold:
                 self._enter(CircuitState.CLOSED, "probes-succeeded", 0)
 
@@ -243,14 +236,12 @@ class CircuitBreaker:
         previous, self._state = self._state, state
         self._since = now = self._clock()
         self._generation += 1
-        self._leases.clear()
+        self._leases.begin(now)
         self._successes = 0
         opening = state is CircuitState.OPEN
         open_for = self._open_seconds * (1 + JITTER * self._random()) if opening else 0.0
         self._open_until = now + open_for
-        if state is CircuitState.HALF_OPEN:
-            self._reserved_until = now + self._reservation
-        elif state is CircuitState.CLOSED:
+        if state is CircuitState.CLOSED:
             self._consecutive = 0
         self._pending = False
         self._window.clear()
