@@ -26,12 +26,11 @@ from flask_redis_guard.client.guarded import (
     GuardedScript,
     operation_name,
 )
-from flask_redis_guard.client.nodes import NodePool, NodesMap
+from flask_redis_guard.client.nodes import NodePool, NodesMap, patiently
 from flask_redis_guard.client.operation import DeadlineLock, current
 
 #: Tries at finding a key for each primary; each has one chance in the number of primaries.
 _TRIES = 10_000
-
 
 #: What a cluster client has only after it has asked the cluster: what the constructors name (and
 #: some words more). Not everything that is missing: ``hasattr`` for what other libraries look for,
@@ -42,21 +41,6 @@ _BUILT = frozenset(
     if inspect.isfunction(base.__dict__.get("__init__"))
     for name in inspect.unwrap(base.__dict__["__init__"]).__code__.co_names
 )
-
-
-def _patiently(gate: Gate, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call what tries again while the keys of a slot are on two nodes.
-
-    :raises redis.exceptions.TryAgainError: where that lasts. redis-py says that it was redirected
-        for ever, which would be an outage; but each time a node has answered.
-    """
-    try:
-        return call(*args, **kwargs)
-    except redis.exceptions.ClusterError as exc:
-        operation = current(gate)
-        if type(exc) is redis.exceptions.ClusterError and operation and operation.split:
-            raise operation.split from exc
-        raise
 
 
 class GuardedCluster(redis.RedisCluster):
@@ -100,7 +84,7 @@ class GuardedCluster(redis.RedisCluster):
 
         def send() -> Any:
             self.ready()
-            return _patiently(self.gate, call, *args, **kwargs)
+            return patiently(self.gate, call, *args, **kwargs)
 
         return self.gate.run(operation_name(args), send)
 
@@ -234,7 +218,7 @@ class GuardedClusterPipeline(ClusterPipeline):
             self.nodes_manager.stale = True
             raise operation.broken
         call = redis.RedisCluster.execute_command
-        return _patiently(self.gate, call, self, *args, **kwargs)
+        return patiently(self.gate, call, self, *args, **kwargs)
 
     def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued and give the connection back; never waits for a dead server."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -111,3 +111,18 @@ class NodesMap(NodesManager):
             super().initialize(*args, **kwargs)
             self.refreshed += 1
             self.stale = False
+
+
+def patiently(gate: Gate, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what tries again while the keys of a slot are on two nodes.
+
+    :raises redis.exceptions.TryAgainError: where that lasts. redis-py says that it was redirected
+        for ever, which would be an outage; but each time a node has answered.
+    """
+    try:
+        return call(*args, **kwargs)
+    except redis_errors.ClusterError as exc:
+        operation = current(gate)
+        if type(exc) is redis_errors.ClusterError and operation and operation.split:
+            raise operation.split from exc
+        raise
