@@ -11,6 +11,10 @@ from flask_redis_guard.core.rates import RateState
 #: Seconds after which a remembered refusal is asked about again, in case someone reset the limit.
 MAX_AGE: Final = 1.0
 
+#: Seconds by which a refusal is forgotten early: the store counts in whole microseconds, and sums
+#: of floats are not exact.
+_ROUNDING: Final = 1e-6
+
 
 @dataclass(slots=True)
 class Denial:
@@ -90,7 +94,7 @@ class DenialCache:
         old = self._entries.get(key)
         if isinstance(old, float) and sent <= old:
             return  # asked before a reset, answered after it
-        retry_at = sent + states[key].retry_after
+        retry_at = sent + states[key].retry_after - _ROUNDING
         if not self._size or retry_at <= self._monotonic():
             return
         self._entries.pop(key, None)  # so that the new entry is the youngest
