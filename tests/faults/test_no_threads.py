@@ -50,7 +50,9 @@ resource.setrlimit(resource.RLIMIT_AS, before)
 threading.stack_size(0)
 print("start", flush=True)
 sys.stdin.readline()
-client.get("/")  # starts the check, which closes the breaker without another request
+# A request starts the check, once an interval has passed; it closes the breaker without another one.
+monitor = app.extensions["redis_guard"].monitor
+eventually(lambda: client.get("/") and monitor.running, 10)
 eventually(lambda: guard._guard(app).breaker.state.value == "closed", 10)
 eventually(lambda: "recovered" in [alert.kind for alert in told], 10)
 assert places.take(Place("somebody", 1, 60, "chat")) is None  # the place was given back
