@@ -50,7 +50,7 @@ resource.setrlimit(resource.RLIMIT_AS, before)
 threading.stack_size(0)
 print("start", flush=True)
 sys.stdin.readline()
-# A request starts the check, once an interval has passed; it closes the breaker without another one.
+# A request starts the check, once an interval has passed; that closes the breaker without another.
 monitor = app.extensions["redis_guard"].monitor
 eventually(lambda: client.get("/") and monitor.running, 10)
 eventually(lambda: guard._guard(app).breaker.state.value == "closed", 10)
