@@ -46,7 +46,9 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
         threads = [threading.Thread(target=ask) for _ in range(10)]
         for thread in threads:
             thread.start()
-        for _ in range(12):
+        rounds = 0
+        while rounds < 12 or counts["refused"] <= 10:  # the test's timeout ends it otherwise
+            rounds += 1
             random.choice([proxy.cut_after, proxy.hang_after])(random.randrange(1, 3000))
             time.sleep(random.uniform(0.1, 0.3))
             proxy.resume()
@@ -59,4 +61,3 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
             guarded.close()
     assert wrong == []
     assert counts["answered"] > 200, counts
-    assert counts["refused"] > 10, counts
