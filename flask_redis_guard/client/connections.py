@@ -140,9 +140,10 @@ class GuardedConnection:
     def pack_commands(self, commands: Iterable[Sequence[Any]]) -> Any:
         commands = list(commands)
         self._packed = len(commands)
-        # A pipeline's own MULTI ends with its EXEC.
+        # What a transaction's MULTI changes ends with its EXEC.
+        ended = ("MULTI",) if commands and commands[-1][0] == "EXEC" else ()
         self._altered = self._altered or any(
-            is_lasting(args) for args in commands if args[0] != "MULTI"
+            is_lasting(args) for args in commands if args[0] not in ended
         )
         self._blocking = math.fsum(blocking_seconds(args) for args in commands)
         return super().pack_commands(commands)  # type: ignore[misc]

@@ -66,6 +66,7 @@ LASTING: dict[str, tuple[Any, ...]] = {
     "messages among replies": ("SUBSCRIBE", "channel"),
     "all commands of others": ("MONITOR",),
     "in the middle of a pipeline": ("SELECT", 2),
+    "left open by a pipeline": ("MULTI",),
 }
 
 
