@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from flask import Flask
+from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard.core.locks import ProcessLock
-from flask_redis_guard.errors import GuardError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.web.connections import announce_outage
 from flask_redis_guard.web.enforcement import enforce
 from flask_redis_guard.web.host import EXTENSION
@@ -84,8 +85,9 @@ def limit_handshakes(
             try:
                 with app.request_context(environ):
                     enforce([(limit, "socketio:handshake")])
-            except (RateLimitExceeded, RedisUnavailable) as error:
-                announce_outage(app.extensions[EXTENSION], error, None)
+            except HTTPException as error:  # also what a key function aborts with
+                if isinstance(error, RedisUnavailable):
+                    announce_outage(app.extensions[EXTENSION], error, None)
                 return error.get_response(environ)(environ, start_response)
         return inner(environ, start_response)
 

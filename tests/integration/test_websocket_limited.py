@@ -615,6 +615,8 @@ def test_handshakes_of_engineio_are_refused_as_http(own_server: RedisServer, ser
     assert int(refused.headers["retry-after"]) >= 1
     with pytest.raises(websocket.WebSocketBadStatusException, match="429"):
         SocketIOClient(url, "chat", "a")
+    nobody = requests.get(poll.replace("&user=a", ""), timeout=5)  # the key aborts
+    assert nobody.status_code == 400
     assert len(socketio.server.eio.sockets) == 2
     # What belongs to a connection is not counted.
     assert requests.post(f"{poll}&sid={session}", "40/chat,", timeout=5).status_code == 200
