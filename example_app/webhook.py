@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from flask_redis_guard import ConfigurationError
-from flask_redis_guard.web.alerts import Alert
+from flask_redis_guard.web.alerts.story import Alert
 
 
 def webhook() -> Callable[[Alert], None] | None:

@@ -23,10 +23,10 @@ from flask_redis_guard.signals import (
     request_refused,
     session_unreadable,
 )
-from flask_redis_guard.web.concurrency import concurrency_limited
-from flask_redis_guard.web.ratelimit import rate_limited
+from flask_redis_guard.web.limits.concurrency import concurrency_limited
+from flask_redis_guard.web.limits.ratelimit import rate_limited
 from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore
-from flask_redis_guard.web.websocket import websocket_limited
+from flask_redis_guard.web.websockets.decorator import websocket_limited
 
 __all__ = [
     "CircuitBreaker",

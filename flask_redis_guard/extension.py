@@ -7,15 +7,17 @@ from typing import Any
 import redis
 from flask import Blueprint, Flask, current_app, has_app_context
 
-from flask_redis_guard.app_guard import AppGuard
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import CircuitOpen, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.web import ratelimit, replies, websocket
+from flask_redis_guard.runtime import AppGuard
+from flask_redis_guard.web import refusals
 from flask_redis_guard.web.host import EXTENSION
-from flask_redis_guard.web.limits import DeclaredLimits, Rates
+from flask_redis_guard.web.limits import ratelimit
+from flask_redis_guard.web.limits.declared import DeclaredLimits, Rates
 from flask_redis_guard.web.sessions import SessionStore
+from flask_redis_guard.web.websockets import decorator as websockets
 
 
 class RedisGuard:
@@ -41,9 +43,9 @@ class RedisGuard:
         guard = AppGuard(app, Settings.load(app.config), self._declared)
         app.extensions[EXTENSION] = guard
         self._declared.claim()
-        replies.install(app)
+        refusals.install(app)
         ratelimit.install(app)
-        websocket.install(app)
+        websockets.install(app)
         guard.mount()
 
     @property

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import Verdict, judge, judge_replies
-from flask_redis_guard.client.watch import OutageWatch
 from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
+from flask_redis_guard.observe.outage import OutageWatch
 
 logger = logging.getLogger("flask_redis_guard")
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.core.process import ProcessLock
 
 logger = logging.getLogger("flask_redis_guard")
 

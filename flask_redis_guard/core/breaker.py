@@ -14,7 +14,7 @@ from collections.abc import Callable
 from flask_redis_guard.core.announcer import Announcer
 from flask_redis_guard.core.arguments import check_counts, check_numbers
 from flask_redis_guard.core.leases import Leases
-from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.states import CircuitState, Outcome, Permit, Refusal, Transition
 from flask_redis_guard.core.window import FailureWindow
 

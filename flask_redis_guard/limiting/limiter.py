@@ -9,20 +9,29 @@ from typing import Final
 
 from redis.cluster import RedisCluster
 
+from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, told_time
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
-
-from .charges import REPLY_WIDTH, Charge, Plan, Receipt, Row, judge_argument, judge_script
-from .denials import DenialCache
-from .keys import KeyMaker, Limit, Rates, Subject, read_rates
-from .local import LocalLimiter
-from .scripts import ClientSource, Script, client_getter, guarded, told_time
+from flask_redis_guard.limiting.denials import DenialCache
+from flask_redis_guard.limiting.keys import KeyMaker, Limit, Rates, Subject, read_rates
+from flask_redis_guard.limiting.local import LocalLimiter
+from flask_redis_guard.limiting.plan import (
+    REPLY_WIDTH,
+    Charge,
+    Plan,
+    Receipt,
+    Row,
+    judge_argument,
+    judge_script,
+)
 
 _log = logging.getLogger(__name__)
 
 _HIT: Final = b"h"
 _PEEK: Final = b"p"
-_REFUND: Final = Script("rate limit refund", "clock.lua", "codec.lua", "refund.lua")
+_REFUND: Final = Script(
+    "rate limit refund", "clock.lua", "codec.lua", "refund.lua", package=__package__
+)
 
 
 class RateLimiter:

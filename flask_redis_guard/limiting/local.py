@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Final
 
 from flask_redis_guard.core.rates import Decision, Rate, RateState, parse_rates
-
-from .charges import Charge, Plan, Receipt, Row
-from .keys import KeyMaker, Rates, Subject
-from .local_counters import Counter, new_counter
+from flask_redis_guard.limiting.keys import KeyMaker, Rates, Subject
+from flask_redis_guard.limiting.local_counters import Counter, new_counter
+from flask_redis_guard.limiting.plan import Charge, Plan, Receipt, Row
 
 #: Counters of each limit that subjects share who come when the memory is full.
 _SHARED: Final = 64

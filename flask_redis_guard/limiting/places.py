@@ -12,12 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.rates import Decision, Rate, RateState
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
-
-from .concurrency import ConcurrencyLimiter, Lease
-from .keys import Subject
+from flask_redis_guard.limiting.keys import Subject
+from flask_redis_guard.limiting.slots import ConcurrencyLimiter, Lease
 
 logger = logging.getLogger("flask_redis_guard")
 

@@ -18,10 +18,10 @@ import redis
 from flask import Flask
 from redis.commands.cluster import READ_COMMANDS
 
-from flask_redis_guard.app_guard import AppGuard
 from flask_redis_guard.client.operation import Operation
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import GuardError
+from flask_redis_guard.runtime import AppGuard
 from flask_redis_guard.web.host import EXTENSION
 
 __all__ = ["hang", "outage", "read_only", "slow"]

@@ -10,8 +10,8 @@ from dataclasses import asdict
 import click
 from flask.cli import AppGroup, with_appcontext
 
-from flask_redis_guard.client.diagnosis import FAIL, PASS, WARN, Finding
-from flask_redis_guard.client.report import HealthReport
+from flask_redis_guard.observe.diagnosis import FAIL, PASS, WARN, Finding
+from flask_redis_guard.observe.report import HealthReport
 from flask_redis_guard.web.remote import Answer, fetch
 
 #: Exit codes beside 0 for well and click's 2 for bad usage.

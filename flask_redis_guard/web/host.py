@@ -9,10 +9,10 @@ from flask import Blueprint, Flask, current_app
 
 from flask_redis_guard.config import Settings
 from flask_redis_guard.errors import GuardError
-from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.places import PlaceKeeper
-from flask_redis_guard.web.limits import Limit
+from flask_redis_guard.limiting.slots import ConcurrencyLimiter
+from flask_redis_guard.web.limits.declared import Limit
 
 #: Where everything that the extension keeps for an app lies in ``app.extensions``.
 EXTENSION = "redis_guard"

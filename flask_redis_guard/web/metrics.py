@@ -30,8 +30,8 @@ from flask_redis_guard.client.operation import Operation
 from flask_redis_guard.core.breaker import CircuitState, Outcome
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.plan import Charge
 
 #: Distinct rates that get a label of their own; rates that are computed could be without number.
 MOST_RATES = 100

@@ -9,7 +9,8 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from flask_redis_guard import CircuitState, signals
 from flask_redis_guard.client.outcomes import TABLE
-from flask_redis_guard.web import alerts, metrics
+from flask_redis_guard.web import metrics
+from flask_redis_guard.web.alerts import story as alerts
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -48,7 +49,7 @@ def test_every_kind_of_alert_is_described() -> None:
 
 def test_runbook_explains_the_lines_of_an_outage() -> None:
     page = (DOCS / "operations.md").read_text()
-    source = (DOCS.parent / "flask_redis_guard" / "client" / "watch.py").read_text()
+    source = (DOCS.parent / "flask_redis_guard" / "observe" / "outage.py").read_text()
     lines = re.findall(r'logger\.\w+\(\s*"([^"]+)"', source)
     assert len(lines) >= 6
     for line in lines:

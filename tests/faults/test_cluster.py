@@ -9,7 +9,7 @@ import redis
 
 from flask_redis_guard import RateLimiter, RedisUnavailable
 from flask_redis_guard.core.rates import parse_rates
-from flask_redis_guard.limiting.charges import Charge
+from flask_redis_guard.limiting.plan import Charge
 from tests.support import ClusterSetup, RedisServer, eventually
 from tests.support.guarded import NEVER_OPENS, Guarded
 

@@ -20,8 +20,8 @@ from flask_redis_guard import (
     RedisUnavailable,
     signals,
 )
-from flask_redis_guard.web.alerts import BURST, Alert, Alerts
-from flask_redis_guard.web.delivery import MOST_WAITING, DeliveryQueue
+from flask_redis_guard.web.alerts.delivery import MOST_WAITING, DeliveryQueue
+from flask_redis_guard.web.alerts.story import BURST, Alert, Alerts
 from tests.support import GunicornApp, RedisServer, eventually
 from tests.support.ports import PortLease
 

@@ -13,8 +13,8 @@ import pytest
 from flask import Flask, request
 
 from flask_redis_guard import CircuitOpen, ConfigurationError, RedisGuard, rate_limit_exceeded
-from flask_redis_guard.app_guard import AppGuard
 from flask_redis_guard.core.breaker import Outcome, Permit
+from flask_redis_guard.runtime import AppGuard
 from tests.support import GunicornApp, RedisServer, SilentServer, eventually
 
 TOKEN = "health-test-token-0123456789"

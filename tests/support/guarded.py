@@ -7,7 +7,7 @@ from typing import Any
 from flask import Flask
 
 from flask_redis_guard import RedisGuard, RedisUnavailable
-from flask_redis_guard.client.connections import knows_pushes
+from flask_redis_guard.client.transport.connections import knows_pushes
 
 #: The versions of the protocol that the guard accepts with this parser.
 PROTOCOLS = (2, 3) if knows_pushes() else (2,)

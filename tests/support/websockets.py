@@ -36,7 +36,7 @@ from flask import Flask, current_app, request
 from flask_sock import Sock
 from flask_socketio import SocketIO, emit
 from flask_redis_guard import RedisGuard, websocket_limited
-from flask_redis_guard.web.socketio import SocketIOLimits
+from flask_redis_guard.contrib.socketio.limits import SocketIOLimits
 
 app = Flask(__name__)
 app.config["SECRET_KEY"] = "for the tests"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flask_redis_guard.core.announcer import Announcer
 from flask_redis_guard.core.leases import Leases
-from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.window import SLOTS, FailureWindow
 
 # -- announcer -----------------------------------------------------------------------------------

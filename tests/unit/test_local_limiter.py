@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_redis_guard.core.rates import Rate, parse_rates
-from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.limiting.keys import KeyMaker
 from flask_redis_guard.limiting.local import LocalLimiter
+from flask_redis_guard.limiting.plan import Charge
 
 SECOND = 1_000_000
 

@@ -10,10 +10,10 @@ from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
 from itsdangerous import BadSignature, Signer
 
-from flask_redis_guard.web import replies
-from flask_redis_guard.web.sessions import codec, ids
+from flask_redis_guard.sessions import codec, ids
+from flask_redis_guard.sessions.store import SessionStore
+from flask_redis_guard.web import refusals
 from flask_redis_guard.web.sessions.session import Session
-from flask_redis_guard.web.sessions.store import SessionStore
 
 
 class Guard(Protocol):
@@ -80,7 +80,7 @@ class GuardedSessionInterface(SessionInterface):
         try:
             is_saved = session.save()
         except Exception as error:
-            replies.discard(response, error)
+            refusals.discard(response, error)
             raise
         if is_saved:
             self._set_cookie(app, session, response)

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flask_redis_guard.core.locks import ProcessLock
+from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
-from flask_redis_guard.web.sessions import ids
-from flask_redis_guard.web.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.sessions import ids
+from flask_redis_guard.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web.sessions.mapping import LazyMapping
-from flask_redis_guard.web.sessions.store import SessionStore
 
 logger = logging.getLogger("flask_redis_guard")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.limiting.concurrency import ConcurrencyLimiter, Lease
 from flask_redis_guard.limiting.keys import KeyMaker
+from flask_redis_guard.limiting.slots import ConcurrencyLimiter, Lease
 from tests.integration.limiting.conftest import ServerTime
 from tests.integration.limiting.models import SECOND
 from tests.integration.limiting.test_properties import trace_settings

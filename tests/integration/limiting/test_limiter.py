@@ -9,8 +9,8 @@ import redis
 
 from flask_redis_guard.core.rates import Decision, Rate, parse_rates
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.plan import Charge
 from tests.integration.limiting.conftest import ServerTime
 from tests.support import ClusterSetup, RedisServer
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flask_redis_guard.core.rates import Decision, Rate
-from flask_redis_guard.limiting.charges import Charge
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.plan import Charge
 from tests.integration.limiting.conftest import ServerTime
 from tests.integration.limiting.models import SECOND, BucketModel, LogModel, model_of
 

@@ -8,8 +8,8 @@ import pytest
 from redis.cluster import RedisCluster
 
 from flask_redis_guard import SessionStore
-from flask_redis_guard.web.sessions.codec import Change, Saved, encode
-from flask_redis_guard.web.sessions.ids import new_id
+from flask_redis_guard.sessions.codec import Change, Saved, encode
+from flask_redis_guard.sessions.ids import new_id
 from tests.support import ClusterSetup
 from tests.support.session_apps import session_app
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flask_redis_guard import ConfigurationError
-from flask_redis_guard.client.urls import parse_topology
+from flask_redis_guard.client.topology.urls import parse_topology
 from tests.support.guarded import Guarded
 
 

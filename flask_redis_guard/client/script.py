@@ -1,0 +1,101 @@
+"""Calls of server-side scripts whose errors always refuse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from flask_redis_guard.errors import RedisUnavailable
+
+#: A redis-py client, or what gives one for each operation.
+ClientSource = Any
+
+
+def client_getter(source: ClientSource) -> Callable[[], Any]:
+    """The same in both cases: a callable without arguments that gives a client."""
+    if callable(source) and not hasattr(type(source), "execute_command"):
+        return source  # type: ignore[no-any-return]
+    return lambda: source
+
+
+def told_time(server_time: Callable[[], int] | None) -> tuple[bytes, ...]:
+    """The last argument of a script in tests: the time. Otherwise it asks the server's clock.
+
+    :param server_time: a test's clock, in microseconds.
+    """
+    return () if server_time is None else (b"@%d" % server_time(),)
+
+
+class Script:
+    """A script made of files of a package, called by its digest.
+
+    :param operation: what an error says was tried.
+    :param names: the files, joined in this order.
+    :param package: where they are.
+    """
+
+    def __init__(self, operation: str, *names: str, package: str) -> None:
+        folder = files(package)
+        self.operation = operation
+        self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
+        digest = hashlib.sha1(self.text.encode(), usedforsecurity=False)
+        self.digest = digest.hexdigest().encode()  # as bytes, which redis-py sends as they are
+
+    def __call__(
+        self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
+    ) -> list[int]:
+        """Run it, and return the whole numbers that it answers.
+
+        :param numbers: how many; the script gives them as one text with spaces between them.
+        :raises RedisUnavailable: for every error reply and every answer of another shape.
+        """
+        reply = self.run(client, keys, args)
+        try:
+            found = list(map(int, reply.split()))
+        except (AttributeError, TypeError, ValueError):
+            found = []
+        if len(found) != numbers:
+            raise RedisUnavailable(self.operation, "rejected")
+        return found
+
+    def run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        """Run it: one round trip, two where the server did not know the script.
+
+        :raises RedisUnavailable: for every error reply.
+        """
+        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
+        if gate is None:
+            return guarded(self.operation, self._run, client, keys, args)
+        call = partial(self._run, client, keys, args)
+        return guarded(self.operation, gate.run, "EVALSHA", call)
+
+    def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        try:
+            # What client.evalsha() does, without its two calls on the way.
+            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
+        except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
+            return client.eval(self.text, len(keys), *keys, *args)
+
+
+def guarded(operation: str, call: Callable[..., Any], *args: Any) -> Any:
+    """The result of a call to Redis.
+
+    :raises RedisUnavailable: whatever Redis or the client said instead of a result. The control
+        that asked has no answer, and so it refuses.
+    """
+    try:
+        return call(*args)
+    except RedisUnavailable:
+        raise
+    except redis.TimeoutError as error:
+        raise RedisUnavailable(operation, "timeout") from error
+    except redis.ConnectionError as error:
+        raise RedisUnavailable(operation, "connection") from error
+    except (redis.RedisError, UnicodeDecodeError) as error:  # the latter with decode_responses
+        raise RedisUnavailable(operation, "rejected") from error

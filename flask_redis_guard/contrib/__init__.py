@@ -1,0 +1,1 @@
+"""Support for further libraries, each imported only by those who use it."""

@@ -1,0 +1,244 @@
+"""The limits of :mod:`.websocket` for Flask-SocketIO, which has to be installed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import current_app, request
+from flask_socketio import ConnectionRefusedError as Refused
+
+from flask_redis_guard.contrib.socketio.engine import limit_handshakes as limit_handshakes
+from flask_redis_guard.contrib.socketio.engine import protect
+from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.limiting.places import Place, Refusal
+from flask_redis_guard.web.host import Host, current_host
+from flask_redis_guard.web.limits.declared import Rates
+from flask_redis_guard.web.limits.enforce import enforce
+from flask_redis_guard.web.limits.subjects import Key
+from flask_redis_guard.web.websockets.lifecycle import (
+    TOO_BIG,
+    ConnectionPolicy,
+    MessageLimits,
+    announce_lost,
+    announce_outage,
+    closing,
+    warn_of_early_upgrade,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The event that tells a client why it is disconnected.
+EVENT = "rate_limited"
+
+_PLACES = "redis_guard_places"
+_hooking = ProcessLock()
+
+
+class SocketIOLimits:
+    """The limits of the connections and messages of Flask-SocketIO handlers.
+
+    A refused connection sees ``connect_error``; whoever is over a limit afterwards gets the event
+    ``rate_limited`` and is disconnected. Both carry ``code`` (1008, 1009 or 1013), ``message`` and
+    ``retry_after`` in seconds. The parameters are those of :func:`websocket_limited`. Each
+    namespace counts by itself, all its handlers together, unless ``scope`` says otherwise.
+
+    :raises ConfigurationError: for an argument that cannot be honoured.
+    """
+
+    def __init__(
+        self,
+        *,
+        connections: Rates | None = None,
+        concurrent: int | None = None,
+        messages: Rates | None = None,
+        max_message_size: int | None = None,
+        key: Key = None,
+        on_outage: str = "deny",
+        shadow: bool = False,
+        scope: str | None = None,
+        lease: int = 60,
+    ) -> None:
+        self._policy = ConnectionPolicy(
+            connections=connections,
+            concurrent=concurrent,
+            messages=messages,
+            max_message_size=max_message_size,
+            key=key,
+            on_outage=on_outage,
+            shadow=shadow,
+            scope=scope,
+            lease=lease,
+        )
+
+    def connect(self, function: F) -> F:
+        """Decorate the handler of ``connect``, below ``@socketio.on("connect")``."""
+
+        @functools.wraps(function)
+        def handler(*args: Any) -> Any:
+            host = current_host()
+            warn_of_early_upgrade(host)
+            try:
+                places = self._admit(host)
+            except (RateLimitExceeded, RedisUnavailable) as error:
+                announce_outage(host, error, None)
+                notice = _notice(error)
+                raise Refused(notice["message"], notice) from None
+            admitted = False
+            try:
+                # Flask-SocketIO tries again without the argument after any TypeError: that would
+                # count the connection twice.
+                answer = function(*_accepted(function, args))
+                admitted = answer is not False
+                return answer
+            finally:
+                if not admitted:
+                    _free(host, places)
+
+        return handler  # type: ignore[return-value]
+
+    def message(self, function: F) -> F:
+        """Decorate the handler of any other event, below ``@socketio.on(...)``."""
+
+        @functools.wraps(function)
+        def handler(*args: Any) -> Any:
+            host, server = current_host(), _server()
+            client = (request.namespace, request.sid)  # type: ignore[attr-defined]
+            if not server.manager.is_connected(client[1], client[0]):
+                return None  # what a client that was refused had sent before it was disconnected
+            try:
+                limits = MessageLimits(host, None)
+                limits.limit_size(self._policy)
+                limits.add(self._policy, _scope())
+                if limits.max_size is not None and _size() > limits.max_size:
+                    _expel(server, client, _too_big())
+                    return None
+                limits.check()
+            except (RateLimitExceeded, RedisUnavailable) as error:
+                announce_outage(host, error, None)
+                _expel(server, client, _notice(error))
+                return None
+            return function(*args)
+
+        return handler  # type: ignore[return-value]
+
+    def _admit(self, host: Host) -> list[Place]:
+        policy, server = self._policy, _server()
+        known = _places(host, server)
+        if policy.connection_limit is not None:
+            enforce([(policy.connection_limit, _scope())])
+        place = policy.take_place(host, _scope(), None)
+        if place is None:
+            return []
+        client = (request.namespace, request.sid)  # type: ignore[attr-defined]
+
+        def alive() -> bool:
+            here = server.get_environ(client[1], client[0]) is not None
+            if not here:  # it left while it was being admitted, of which nobody is told
+                known.pop(client, None)
+            return here
+
+        place.alive = alive
+        if not policy.shadow:
+            place.on_lost = functools.partial(_lose, host, server, client, place)
+        places = known.setdefault(client, [])
+        places.append(place)
+        return places
+
+
+def _places(host: Host, server: Any) -> dict[tuple[str, str], list[Place]]:
+    """Return the places of a server's clients; each is freed when its client is disconnected.
+
+    Every disconnection ends in the ``disconnect`` of the client manager, whichever side began it
+    and whether or not the app has a handler. It is overridden on the one instance.
+    """
+    manager = server.manager
+    with _hooking:
+        known: dict[tuple[str, str], list[Place]] | None = vars(manager).get(_PLACES)
+        if known is None:
+            places = known = {}
+            disconnect = manager.disconnect
+
+            def disconnect_and_free(sid: str, namespace: str, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return disconnect(sid, namespace, *args, **kwargs)
+                finally:
+                    _free(host, places.pop((namespace, sid), []))
+
+            vars(manager).update({_PLACES: known, "disconnect": disconnect_and_free})
+            protect(server)
+    return known
+
+
+def _free(host: Host, places: list[Place]) -> None:
+    while places:
+        host.places.free(places.pop())
+
+
+def _lose(host: Host, server: Any, client: tuple[str, str], place: Place, error: Refusal) -> None:
+    announce_lost(host, place, error, None)
+    # The app's handler of "disconnect" may take its time: others wait for the thread we are in.
+    server.start_background_task(_expel, server, client, _notice(error))
+
+
+def _expel(server: Any, client: tuple[str, str], notice: dict[str, Any]) -> None:
+    namespace, sid = client
+    server.emit(EVENT, notice, to=sid, namespace=namespace)
+    server.disconnect(sid, namespace=namespace)
+
+
+def _notice(error: Refusal) -> dict[str, Any]:
+    code, message = closing(error)
+    return {"code": code, "message": message, "retry_after": error.retry_after}
+
+
+def _too_big() -> dict[str, Any]:
+    return {"code": TOO_BIG, "message": "Message is too big", "retry_after": None}
+
+
+def _server() -> Any:
+    return current_app.extensions["socketio"].server
+
+
+def _scope() -> str:
+    """Return the scope of the current namespace.
+
+    Those that a handler for ``"*"`` serves count together: a client names them as it likes.
+    """
+    name, server = request.namespace, _server()  # type: ignore[attr-defined]
+    known = name in server.handlers or name in server.namespace_handlers
+    return f"socketio:{name if known else '*'}"
+
+
+def _size() -> int:
+    """Return the bytes of the current event's arguments, as compact JSON where they are no text."""
+    parts: tuple[Any, ...] = request.event["args"]  # type: ignore[attr-defined]
+    return sum(map(_size_of, parts))
+
+
+def _size_of(value: Any) -> int:
+    if isinstance(value, (bytes, bytearray)):
+        return len(value)
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    attached: list[bytes] = []
+
+    def attachment(part: Any) -> int:
+        attached.append(part)
+        return 0
+
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=attachment)
+    return len(text.encode("utf-8", "surrogatepass")) + sum(map(len, attached))
+
+
+def _accepted(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments without the client's ``auth`` where the handler does not take it."""
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError:
+        return args[:-1]
+    return args

@@ -1,0 +1,164 @@
+"""The way of alerts to people: a queue of their own, tried again, never waited for by a request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import iscoroutine
+from typing import Any
+
+from flask_redis_guard.core.process import ProcessLock
+
+logger = logging.getLogger("flask_redis_guard")
+
+#: Messages kept for a deliverer that does not work; beyond it the oldest go.
+MOST_WAITING = 100
+#: Seconds before the second try of a delivery, and the most between two tries.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+#: Tries that hang and are waited for no more; while there are so many no other one is made.
+MOST_HANGING = 4
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One message. It carries no key, no value, no URL and no password."""
+
+    #: ``connection-failed``, ``breaker-open``, ``failure-rate-high``, ``downtime-extended`` or
+    #: ``recovered``.
+    kind: str
+    #: ``info``, ``warning``, ``error`` or ``critical``.
+    severity: str
+    #: One line.
+    title: str
+    #: What happened, what is refused, what to do.
+    text: str
+    #: The name of the Flask app.
+    app: str
+    #: The machine and the process that noticed; each process sends its own.
+    host: str
+    process: int
+    #: When it happened, in seconds since the epoch.
+    at: float
+    #: The numbers behind the text.
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        where = f"{self.app}, process {self.process} on {self.host}"
+        return f"[{self.severity}] {self.title} ({where}): {self.text}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as what JSON can say."""
+        return {**vars(self), "details": dict(self.details)}
+
+
+Deliver = Callable[[Alert], object]
+
+
+class DeliveryQueue:
+    """Deliver one message after the other, each until it is delivered.
+
+    :param deliver: see :class:`Alerts`.
+    :param timeout: seconds to wait for one try.
+    """
+
+    def __init__(self, deliver: Deliver, timeout: float) -> None:
+        self._deliver = deliver
+        self._timeout = timeout
+        self._waiting: deque[Alert] = deque()
+        self._lock = ProcessLock()
+        self._pid: int | None = None
+        self._running = False
+        self._wake = threading.Event()
+        #: Tries that are waited for no more and have not ended.
+        self.hanging = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, alert: Alert) -> None:
+        """Queue a message; returns at once."""
+        with self._lock:
+            if self._pid != os.getpid():  # threads do not survive a fork
+                self._pid, self._running = os.getpid(), False
+                self._wake = threading.Event()
+                self._waiting.clear()  # what the parent has queued is the parent's to deliver
+                self.hanging = 0
+            lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
+            self._waiting.append(alert)
+            self._wake.set()
+            start, self._running = not self._running, True
+        if lost is not None:
+            logger.error("Too many undelivered alerts: %s of %d is lost", lost.kind, lost.at)
+        if start:
+            try:
+                threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
+            except RuntimeError as exc:  # out of threads or memory
+                self._running = False
+                logger.error("Alerts cannot be delivered now and wait for the next one: %s", exc)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            self._wake.clear()
+            if not self._waiting:
+                self._wake.wait()
+                continue
+            alert = self._waiting[0]
+            if self.hanging < MOST_HANGING and self._try(alert):
+                pause = FIRST_PAUSE
+                with self._lock:
+                    if self._waiting and self._waiting[0] is alert:
+                        self._waiting.popleft()
+                continue
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _try(self, alert: Alert) -> bool:
+        """Try once, in a thread that is waited for no longer than the patience allows."""
+        done = threading.Event()
+        failures: list[str | None] = []
+        abandoned = False
+
+        def attempt() -> None:
+            failure: str | None = "it was interrupted"
+            try:
+                result = self._deliver(alert)
+                if iscoroutine(result):
+                    result.close()
+                    raise TypeError("a deliverer may not be async")
+                failure = "it returned False" if result is False else None
+            except Exception as exc:  # noqa: BLE001 - whatever a user's function may raise
+                # Not the exception's text: a webhook's URL in it is a secret.
+                failure = type(exc).__name__
+            finally:
+                with self._lock:
+                    failures.append(failure)
+                    if abandoned:
+                        self._outlasted(alert, delivered=failure is None)
+                done.set()
+
+        try:
+            threading.Thread(target=attempt, name="redis-guard-alert", daemon=True).start()
+        except RuntimeError as exc:  # out of threads or memory
+            logger.error("Delivering the alert %s failed: %s", alert.kind, exc)
+            return False
+        done.wait(self._timeout)
+        with self._lock:
+            if not failures:
+                abandoned = True
+                self.hanging += 1
+        failure = failures[0] if not abandoned else f"not done in {self._timeout:g} s"
+        if failure is not None:
+            logger.error("Delivering the alert %s failed: %s", alert.kind, failure)
+        return failure is None
+
+    def _outlasted(self, alert: Alert, *, delivered: bool) -> None:
+        """A try that was waited for no more has ended."""
+        self.hanging -= 1
+        if delivered and self._waiting and self._waiting[0] is alert:
+            self._waiting.popleft()  # late, but it need not be tried again

@@ -1,0 +1,191 @@
+"""Alerts: one message for each kind of trouble, outage and process, delivered in the background.
+
+What carries a message to people is any callable. It runs in threads of its own, so however slow or
+broken it is, no request waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flask import Flask
+
+from flask_redis_guard import signals
+from flask_redis_guard.core.breaker import CircuitState
+from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.web.alerts.delivery import Alert, Deliver, DeliveryQueue
+
+__all__ = ["Alert", "Alerts"]
+
+logger = logging.getLogger("flask_redis_guard")
+
+CONNECTION_FAILED = "connection-failed"
+BREAKER_OPEN = "breaker-open"
+FAILURE_RATE_HIGH = "failure-rate-high"
+DOWNTIME_EXTENDED = "downtime-extended"
+RECOVERED = "recovered"
+
+#: Messages of one kind within one cool-down, however often Redis comes and goes.
+BURST = 3
+
+#: For each kind: severity, title, and what is refused and what to do.
+_WORDS: Mapping[str, tuple[str, str, str]] = {
+    CONNECTION_FAILED: (
+        "warning",
+        "Redis connection failed",
+        "A call to Redis failed ({reason}). Requests that needed it were answered with 503. If "
+        "failures go on, the circuit opens. Look at the Redis server and at the network.",
+    ),
+    BREAKER_OPEN: (
+        "critical",
+        "Redis is down, the circuit is open",
+        "After {failure_count} failures no call goes to Redis. Requests that need it (rate limits, "
+        "sessions, what uses the client) are answered with 503; all others are served. Restore "
+        "Redis: this process probes it again in {retry_after} s and recovers by itself.",
+    ),
+    FAILURE_RATE_HIGH: (
+        "error",
+        "Many Redis failures",
+        "{failures} calls to Redis failed within {window_seconds} s. Requests that needed them "
+        "were answered with 503. Look for a Redis server that is overloaded, short of memory, or "
+        "failing over.",
+    ),
+    DOWNTIME_EXTENDED: (
+        "critical",
+        "Redis is still down",
+        "Redis has been down for {downtime} s. Requests that need it are answered with 503. "
+        "Somebody has to restore it; the application then recovers by itself, without a restart.",
+    ),
+    RECOVERED: (
+        "info",
+        "Redis is back",
+        "Redis serves again after {downtime} s. Nothing is refused any more, nothing needs doing.",
+    ),
+}
+
+
+class Alerts:
+    """Turn signals of one app into messages, and hand these to a deliverer.
+
+    :param app: the app.
+    :param deliver: takes an :class:`Alert`. Raising, or returning ``False``, means that it was not
+        delivered; it is tried again until it is.
+    :param cooldown: seconds for which a kind that was told is not told again, unless Redis has
+        recovered in between; and within which no kind is told more than :data:`BURST` times.
+    :param timeout: seconds after which a try counts as failed, though it may still run.
+    :param clock: monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        deliver: Deliver,
+        *,
+        cooldown: float,
+        timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._app = app
+        self._cooldown = cooldown
+        self._clock = clock
+        self._queue = DeliveryQueue(deliver, timeout)
+        self._lock = ProcessLock()
+        self._open = False
+        self._last_seen: dict[str, float] = {}
+        self._sent: dict[str, deque[float]] = {kind: deque(maxlen=BURST) for kind in _WORDS}
+        self._held: dict[str, tuple[float, Alert]] = {}
+        # Held here, for blinker keeps weak references only.
+        self._receivers: dict[Any, Callable[..., None]] = {
+            signals.redis_failure: self._failed,
+            signals.circuit_state_changed: self._changed,
+            signals.failure_rate_high: self._rate_high,
+            signals.downtime_extended: self._extended,
+            signals.redis_recovered: self._recovered,
+        }
+        for signal, receiver in self._receivers.items():
+            signal.connect(receiver, app)
+
+    # -- what the signals say ----------------------------------------------------------------------
+
+    def _failed(self, _: Flask, *, error: Any, failure_count: int) -> None:
+        self._release()
+        self._raise(CONNECTION_FAILED, reason=error.reason, operation=error.operation)
+
+    def _changed(
+        self, _: Flask, *, current: CircuitState, previous: CircuitState, **event: Any
+    ) -> None:
+        self._open = current not in (CircuitState.CLOSED, CircuitState.DISABLED)
+        self._release()
+        if current is CircuitState.OPEN:
+            self._raise(
+                BREAKER_OPEN,
+                reason=event["reason"],
+                failure_count=event["failure_count"],
+                retry_after=math.ceil(event["retry_after"]),
+            )
+
+    def _rate_high(self, _: Flask, *, failures: int, window_seconds: float) -> None:
+        self._raise(FAILURE_RATE_HIGH, failures=failures, window_seconds=window_seconds)
+
+    def _extended(self, _: Flask, *, downtime: float) -> None:
+        self._raise(DOWNTIME_EXTENDED, downtime=round(downtime))
+
+    def _recovered(self, _: Flask, *, downtime: float) -> None:
+        with self._lock:
+            told = set(self._last_seen) - set(self._held)
+            self._held.clear()
+            self._last_seen.clear()
+        if told:  # nobody needs to hear the end of what nobody heard of
+            self._queue.put(self._compose(RECOVERED, {"downtime": round(downtime)}))
+
+    # -- once, and not too often -------------------------------------------------------------------
+
+    def _raise(self, kind: str, **details: Any) -> None:
+        """Queue a message unless this outage has had it; hold it back where there were many."""
+        now = self._clock()
+        with self._lock:
+            seen = self._last_seen.get(kind)
+            self._last_seen[kind] = now
+            if seen is not None and (self._open or now - seen < self._cooldown):
+                return
+            alert = self._compose(kind, details)
+            sent = self._sent[kind]
+            if len(sent) == BURST and now - sent[0] < self._cooldown:
+                self._held[kind] = (sent[0] + self._cooldown, alert)
+                return
+            sent.append(now)
+        self._queue.put(alert)
+
+    def _release(self) -> None:
+        """Queue what was held back for long enough, and is still true."""
+        if not self._held:
+            return
+        now = self._clock()
+        with self._lock:
+            due = [kind for kind, (at, _) in self._held.items() if at <= now]
+            alerts = [self._held.pop(kind)[1] for kind in due]
+            for kind in due:
+                self._sent[kind].append(now)
+        for alert in alerts:
+            self._queue.put(alert)
+
+    def _compose(self, kind: str, details: dict[str, Any]) -> Alert:
+        severity, title, text = _WORDS[kind]
+        return Alert(
+            kind,
+            severity,
+            title,
+            text.format(**details),
+            self._app.name,
+            socket.gethostname(),
+            os.getpid(),
+            time.time(),
+            details,
+        )

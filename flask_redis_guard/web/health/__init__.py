@@ -1,0 +1,1 @@
+"""The health blueprint and the status page."""

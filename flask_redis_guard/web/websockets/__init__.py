@@ -1,0 +1,1 @@
+"""Limits of WebSocket connections and messages."""

@@ -1,0 +1,151 @@
+"""``@websocket_limited``: connections and messages of flask-sock handlers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Flask, current_app, request
+
+from flask_redis_guard.limiting.places import Place
+from flask_redis_guard.web.host import current_host
+from flask_redis_guard.web.limits.declared import Rates
+from flask_redis_guard.web.limits.enforce import RequestLimits, enforce
+from flask_redis_guard.web.limits.resolve import MARK, check_function, marks_of
+from flask_redis_guard.web.limits.subjects import Key
+from flask_redis_guard.web.websockets.handlers import Transport
+from flask_redis_guard.web.websockets.lifecycle import ConnectionPolicy, warn_of_early_upgrade
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+POLICIES = "__redis_guard_websocket__"
+
+
+def websocket_limited(
+    *,
+    connections: Rates | None = None,
+    concurrent: int | None = None,
+    messages: Rates | None = None,
+    max_message_size: int | None = None,
+    key: Key = None,
+    on_outage: str = "deny",
+    shadow: bool = False,
+    scope: str | None = None,
+    lease: int = 60,
+    defer: bool = False,
+) -> Callable[[F], F]:
+    """Limit the connections and messages of a flask-sock handler; stands below ``@sock.route``.
+
+    Connections are checked before the upgrade, together with the limits of the app and the
+    blueprint: a refused client sees 429, or 503 without Redis. A message over the limit is not
+    delivered; the connection is closed with 1008, with 1013 without Redis, with 1009 for a message
+    that is too big. The decorator can stand several times on a handler, for several subjects.
+
+    :param connections: rates of new connections, such as ``"50/minute"``.
+    :param concurrent: connections of a subject at once.
+    :param messages: rates of messages, over all connections of a subject.
+    :param max_message_size: bytes of one message.
+    :param key: who is counted, as for :func:`rate_limited`; known when the connection is opened.
+    :param on_outage: without Redis: ``"deny"``, ``"local"`` or ``"allow"``.
+    :param shadow: count and announce, but refuse nothing.
+    :param scope: handlers with the same scope, limits and subject share their counts.
+    :param lease: seconds after which the places of a worker that died are free again. A living
+        connection renews its place four times as often, and is closed before it would expire.
+    :param defer: check after the upgrade, for a key that needs what other hooks find out.
+    :raises ConfigurationError: for an argument that cannot be honoured.
+    """
+    policy = ConnectionPolicy(
+        connections=connections,
+        concurrent=concurrent,
+        messages=messages,
+        max_message_size=max_message_size,
+        key=key,
+        on_outage=on_outage,
+        shadow=shadow,
+        scope=scope,
+        lease=lease,
+        defer=defer,
+    )
+
+    def decorate(function: F) -> F:
+        check_function(function)
+
+        @functools.wraps(function)
+        def handler(ws: Any, *args: Any, **kwargs: Any) -> Any:
+            # Only here is it certain that the extra is installed.
+            from flask_redis_guard.web.websockets.limited import LimitedWebSocket
+
+            if isinstance(ws, LimitedWebSocket):  # the decorator stands here once more
+                admit(ws)
+                return function(ws, *args, **kwargs)
+            limited = LimitedWebSocket(ws, current_host(), request.endpoint)
+            with limited.serving():
+                admit(limited)
+                return function(limited, *args, **kwargs)
+
+        def admit(ws: Any) -> None:
+            """Limit the connection, by checks that were made ahead or are made now."""
+            ws.limit_size(policy)
+            scope = f"endpoint:{request.endpoint}"
+            state = RequestLimits.current()
+            limit = policy.connection_limit
+            if limit is not None and (state is None or not state.covers(limit)):
+                enforce([(limit, scope)])
+            taken = _taken_ahead()
+            if policy in taken:
+                place = taken.pop(policy)
+            else:
+                place = policy.take_place(current_host(), scope, request.endpoint)
+            ws.admit(policy, scope, place)
+
+        own = () if policy.connection_limit is None else (policy.connection_limit,)
+        setattr(handler, MARK, (*own, *getattr(function, MARK, ())))
+        setattr(handler, POLICIES, (policy, *getattr(function, POLICIES, ())))
+        return handler  # type: ignore[return-value]
+
+    return decorate
+
+
+def check_ahead() -> None:
+    """Take the places of a connection before it is upgraded."""
+    rule = request.url_rule
+    if rule is None or not rule.websocket or request.endpoint is None:
+        return
+    host = current_host()
+    policies = marks_of(current_app.view_functions.get(request.endpoint), POLICIES)
+    if not policies or request.routing_exception is not None:
+        return
+    warn_of_early_upgrade(host)
+    taken = _taken_ahead()
+    for policy in policies:
+        if not policy.defer:
+            taken[policy] = policy.take_place(
+                host, f"endpoint:{request.endpoint}", request.endpoint
+            )
+    Transport.put_under(request.environ)
+
+
+def free_unused(error: BaseException | None = None) -> None:
+    """Free the places of a connection that another hook refused after they were taken."""
+    taken = _taken_ahead()
+    while taken:
+        place = taken.popitem()[1]
+        if place is not None:
+            current_host().places.free(place)
+
+
+def _taken_ahead() -> dict[ConnectionPolicy, Place | None]:
+    own: dict[ConnectionPolicy, Place | None] = vars(
+        request._get_current_object()  # type: ignore[attr-defined]
+    ).setdefault("redis_guard_places", {})
+    return own
+
+
+def install(app: Flask) -> None:
+    """Put the checks into one app, right behind those of its rate limits.
+
+    :param app: the app.
+    """
+    app.before_request_funcs.setdefault(None, []).insert(1, check_ahead)
+    app.teardown_request(free_unused)

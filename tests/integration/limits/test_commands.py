@@ -1,0 +1,124 @@
+"""``flask redis-guard limits`` and ``reset``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from flask import Blueprint
+from flask.views import MethodView
+
+from flask_redis_guard import rate_limited
+from tests.integration.limits.conftest import Made
+from tests.support import RedisServer
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def made(make_app: Make) -> Made:
+    made = make_app(REDIS_GUARD_DEFAULT_LIMITS="1000/hour", REDIS_GUARD_DENIAL_CACHE_SIZE=0)
+    blueprint = Blueprint("shop", __name__)
+    made.guard.limit_blueprint(blueprint, "50/minute", shadow=True)
+    blueprint.add_url_rule("/shop", "buy", lambda: "bought")
+    made.app.register_blueprint(blueprint)
+
+    @made.app.post("/login")
+    @rate_limited("2/minute", methods=["POST"])
+    def login() -> str:
+        return "in"
+
+    @made.app.get("/mail")
+    @rate_limited("1/minute", key="header:X-Api-Key")
+    def mail() -> str:
+        return "sent"
+
+    @made.app.get("/later")
+    @rate_limited("1/minute", key=lambda: 42, defer=True)
+    def later() -> str:
+        return "later"
+
+    @made.app.get("/dynamic")
+    @rate_limited(lambda: "1/minute")
+    def dynamic() -> str:
+        return "dynamic"
+
+    return made
+
+
+def run(made: Made, *arguments: str) -> tuple[int, str]:
+    result = made.app.test_cli_runner().invoke(args=["redis-guard", *arguments])
+    return result.exit_code, result.output
+
+
+def test_limits_lists_every_route(made: Made) -> None:
+    code, output = run(made, "limits")
+    assert code == 0
+    for part in ("1000/hour", "blueprint:shop", "/login", "2/minute", "header:X-Api-Key", "shadow"):
+        assert part in output
+    code, output = run(made, "limits", "--json")
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert {row["scope"] for row in rows} >= {"app", "blueprint:shop", "endpoint:login"}
+    assert next(row for row in rows if row["rule"] == "/login")["methods"] == ["POST"]
+
+
+def test_reset_frees_one_subject(made: Made) -> None:
+    assert made.codes("/login", 3, "POST") == [200, 200, 429]
+    assert run(made, "reset", "192.0.2.1")[0] == 0
+    assert made.codes("/login", 1, "POST") == [429]
+    assert run(made, "reset", "127.0.0.1", "--route", "login")[0] == 0
+    assert made.codes("/login", 3, "POST") == [200, 200, 429]
+
+
+@pytest.mark.parametrize(("path", "key"), [("/mail", "secret-key"), ("/later", "42")])
+def test_reset_finds_other_subjects(made: Made, path: str, key: str) -> None:
+    headers = {"X-Api-Key": "secret-key"}
+    assert made.codes(path, 2, headers=headers) == [200, 429]
+    assert run(made, "reset", key)[0] == 0
+    assert made.codes(path, 2, headers=headers) == [200, 429]
+
+
+def test_reset_route_frees_everybody(made: Made) -> None:
+    for address in ("192.0.2.1", "192.0.2.2"):
+        where = {"environ_base": {"REMOTE_ADDR": address}}
+        assert made.codes("/login", 3, "POST", **where) == [200, 200, 429]
+    assert run(made, "reset", "--route", "login") == (0, "Freed everybody of 1 limits.\n")
+    for address in ("192.0.2.1", "192.0.2.2"):
+        where = {"environ_base": {"REMOTE_ADDR": address}}
+        assert made.codes("/login", 1, "POST", **where) == [200]
+
+
+def test_reset_frees_what_is_counted_under_a_functions_name(make_app: Make) -> None:
+    made = make_app()
+
+    class Account(MethodView):
+        @rate_limited("1/minute")
+        def get(self) -> str:
+            return "shown"
+
+    def undecorated() -> str:
+        return "in"
+
+    deferred = rate_limited("1/minute", defer=True)(undecorated)
+    made.app.add_url_rule("/a", view_func=Account.as_view("a"))
+    made.app.add_url_rule("/b", "b", deferred)
+    for _ in range(2):
+        assert made.codes("/a", 2) == made.codes("/b", 2) == [200, 429]
+        assert run(made, "reset", "127.0.0.1") == (0, "Freed 127.0.0.1 of 2 limits.\n")
+
+
+def test_reset_says_what_it_cannot_do(made: Made) -> None:
+    assert run(made, "reset")[0] == 2
+    code, output = run(made, "reset", "--route", "nowhere")
+    assert code == 1
+    assert "no limit of endpoint:nowhere" in output
+    assert "not freed" in run(made, "reset", "127.0.0.1", "--route", "dynamic")[1]
+
+
+def test_reset_without_redis_fails(made: Made, own_server: RedisServer, make_app: Make) -> None:
+    dead = make_app(REDIS_URL=own_server.url, REDIS_GUARD_DEFAULT_LIMITS="1/hour")
+    own_server.kill()
+    code, output = run(dead, "reset", "127.0.0.1")
+    assert code == 1
+    assert "unavailable" in output

@@ -1,0 +1,207 @@
+"""The story of an outage is told once, whatever way it takes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Outcome, Permit
+from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.observe.outage import OutageWatch
+from tests.unit.clock import FakeClock
+
+
+class Story:
+    """A breaker and its watch on one clock, and what was sent."""
+
+    def __init__(self, threshold: int = 3) -> None:
+        self.clock = FakeClock()
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.watch = OutageWatch(
+            self._send, alert_count=4, window_seconds=10, downtime_seconds=60, clock=self.clock
+        )
+        self.breaker = CircuitBreaker(
+            failure_threshold=threshold,
+            failure_rate=1.0,
+            open_seconds=30,
+            success_threshold=1,
+            clock=self.clock,
+            random=lambda: 0.0,
+            on_transition=self.watch.changed,
+        )
+
+    def _send(self, signal: Any, **event: Any) -> None:
+        self.sent.append((signal.name, event))
+
+    def call(self, outcome: Outcome) -> None:
+        """As the gate does: settle first, then report."""
+        permit = self.breaker.try_acquire()
+        assert isinstance(permit, Permit)
+        self.breaker.settle(permit, outcome)
+        if outcome is Outcome.FAILURE:
+            self.watch.failed(RedisUnavailable("GET", "connection"), self.breaker)
+        elif self.watch.failing:
+            self.watch.succeeded()
+
+    def fail(self, times: int) -> None:
+        for _ in range(times):
+            self.call(Outcome.FAILURE)
+
+    def names(self, without: str = "redis-failure") -> list[str]:
+        return [name for name, _ in self.sent if name != without]
+
+
+@pytest.fixture(autouse=True)
+def _all_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="flask_redis_guard")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_whole_outage_in_the_lines_that_operators_search_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    story = Story(threshold=5)
+    story.fail(5)
+    story.clock.advance(30)
+    story.fail(1)
+    story.clock.advance(30)
+    story.call(Outcome.SUCCESS)
+    assert lines(caplog) == [
+        ("ERROR", "Redis connection failed"),
+        ("ERROR", "Circuit breaker opening after 5 failures"),
+        ("INFO", "Circuit breaker half-open, probing Redis"),
+        ("WARNING", "Circuit breaker reopening after failure in half-open state"),
+        ("INFO", "Circuit breaker half-open, probing Redis"),
+        ("INFO", "Circuit breaker closing after successful operations"),
+    ]
+    assert {record.name for record in caplog.records} == {"flask_redis_guard"}
+    changes = ["circuit-state-changed"] * 5
+    assert sorted(story.names()) == sorted(["failure-rate-high", *changes, "redis-recovered"])
+    assert story.sent[-1] == ("redis-recovered", {"downtime": 60.0})
+
+
+def test_each_failure_is_signalled_with_its_error() -> None:
+    story = Story()
+    story.fail(2)
+    (name, event), second = story.sent
+    assert name == second[0] == "redis-failure"
+    assert (event["error"].reason, event["failure_count"]) == ("connection", 1)
+    assert second[1]["failure_count"] == 2
+
+
+def test_streak_that_never_opens_ends_with_a_success_and_no_recovery() -> None:
+    story = Story()
+    story.fail(2)
+    story.call(Outcome.SUCCESS)
+    assert not story.watch.failing
+    assert story.names() == []
+
+
+def test_flickering_logs_once_in_a_window(caplog: pytest.LogCaptureFixture) -> None:
+    story = Story()
+    for _ in range(9):
+        story.fail(1)
+        story.call(Outcome.SUCCESS)
+        story.clock.advance(1)
+    assert lines(caplog) == [("ERROR", "Redis connection failed")]
+    story.clock.advance(2)
+    story.fail(1)
+    assert len(lines(caplog)) == 2
+
+
+def test_failure_rate_is_told_once_for_each_flickering_and_again_for_the_next() -> None:
+    story = Story()
+    for _ in range(3):
+        for _ in range(8):
+            story.fail(1)
+            story.call(Outcome.SUCCESS)
+            story.clock.advance(0.5)
+        assert story.names().count("failure-rate-high") == 1
+        assert ("failure-rate-high", {"failures": 4, "window_seconds": 10}) in story.sent
+        story.sent.clear()
+        story.clock.advance(3600)
+
+
+def test_failure_rate_needs_its_failures_within_the_window() -> None:
+    story = Story(threshold=100)
+    for _ in range(20):
+        story.fail(1)
+        story.clock.advance(4)
+    assert "failure-rate-high" not in story.names()
+
+
+def test_long_downtime_is_told_once_for_each_outage(caplog: pytest.LogCaptureFixture) -> None:
+    story = Story()
+    for _ in range(2):
+        story.fail(3)
+        story.clock.advance(29)
+        story.watch.tick()
+        assert "downtime-extended" not in story.names()
+        story.clock.advance(31)
+        story.watch.tick()
+        story.watch.tick()
+        assert story.names().count("downtime-extended") == 1
+        assert "Redis has been down for more than 60 seconds" in caplog.text
+        story.call(Outcome.SUCCESS)
+        assert story.names().count("redis-recovered") == 1
+        story.sent.clear()
+
+
+def test_operator_who_resets_has_not_seen_redis_recover() -> None:
+    story = Story()
+    story.fail(3)
+    story.breaker.reset()
+    assert "redis-recovered" not in story.names()
+    story.clock.advance(5)
+    story.fail(3)
+    assert story.breaker.state is CircuitState.OPEN
+    assert "redis-recovered" not in story.names()
+    story.breaker.reset()
+    story.clock.advance(5)
+    story.call(Outcome.SUCCESS)
+    assert story.sent[-1] == ("redis-recovered", {"downtime": 10.0})
+    assert not story.watch.failing
+
+
+def test_operator_modes_without_an_outage_recover_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    story = Story()
+    story.breaker.force_open()
+    story.breaker.reset()
+    story.call(Outcome.SUCCESS)
+    assert story.names() == ["circuit-state-changed"] * 2
+    assert lines(caplog) == [
+        ("WARNING", "Circuit breaker set to forced-open by an operator"),
+        ("WARNING", "Circuit breaker set to closed by an operator"),
+    ]
+
+
+def test_success_of_an_earlier_call_does_not_end_an_open_outage() -> None:
+    story = Story()
+    story.fail(3)
+    story.watch.succeeded()
+    assert story.watch.failing
+
+
+def test_killed_receiver_leaves_the_story_right() -> None:
+    story = Story(threshold=1)
+    sent, kill = story._send, [True]
+
+    def send(signal: Any, **event: Any) -> None:
+        sent(signal, **event)
+        if signal.name == "circuit-state-changed" and kill.pop() is True:
+            raise KeyboardInterrupt
+
+    story.watch._send = send
+    kill.extend([False] * 5 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        story.fail(1)
+    story.clock.advance(30)
+    story.call(Outcome.SUCCESS)
+    assert story.names()[-1] == "redis-recovered"
