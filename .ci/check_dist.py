@@ -1,10 +1,12 @@
-"""What `make dist` built holds every file of the package and works on its own.
+"""Build, and check that what was built holds every file of the package and works on its own.
 
-The wheel is installed into an empty virtual environment and imported outside the checkout.
+The build must not print a warning. The wheel is installed into an empty virtual environment and
+imported outside the checkout.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -37,6 +39,23 @@ def require(where: str, found: set[str]) -> None:
     print(f"{where}: all {len(source_files())} files of the package")
 
 
+def build() -> None:
+    """Build sdist and wheel into ``dist/``; a warning is an error.
+
+    Byte-compiling is off where the environment says so, which setuptools warns about.
+    """
+    environ = {key: text for key, text in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-m", "build", str(ROOT)]
+    done = subprocess.run(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\nThe build failed.")
+    if warnings := [line for line in done.stdout.splitlines() if "warning" in line.lower()]:
+        sys.exit("\n".join(["The build warns:", *warnings]))
+    print("built without a warning")
+
+
 def install_and_import(wheel: Path) -> None:
     """Install the wheel alone and import it from another directory."""
     with tempfile.TemporaryDirectory() as directory:
@@ -54,7 +73,8 @@ def install_and_import(wheel: Path) -> None:
 
 
 def main() -> None:
-    """Check wheel, sdist and installation."""
+    """Build, and check wheel, sdist and installation."""
+    build()
     wheel = only("*.whl")
     require(wheel.name, set(zipfile.ZipFile(wheel).namelist()))
     with tarfile.open(only("*.tar.gz")) as sdist:
