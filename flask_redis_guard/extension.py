@@ -1,23 +1,31 @@
-"""``RedisGuard``: what an app is guarded with, and the way to what is kept for it."""
+"""``RedisGuard``: puts the parts together for each app, and hands them out."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
-from flask import Blueprint, Flask, current_app, has_app_context
+from flask import Blueprint, Flask, request_started
 
+from flask_redis_guard import runtime, signals
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker
-from flask_redis_guard.errors import CircuitOpen, GuardError
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.runtime import AppGuard
+from flask_redis_guard.runtime import EXTENSION, Runtime
+from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web import refusals
-from flask_redis_guard.web.host import EXTENSION
+from flask_redis_guard.web.alerts import Alerts
+from flask_redis_guard.web.cli import redis_guard_group
+from flask_redis_guard.web.health.routes import Authorization, health_blueprint
 from flask_redis_guard.web.limits import ratelimit
-from flask_redis_guard.web.limits.declared import DeclaredLimits, Rates
-from flask_redis_guard.web.sessions import SessionStore
+from flask_redis_guard.web.limits.commands import limits_command, reset_command
+from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, Rates
 from flask_redis_guard.web.websockets import decorator as websockets
+
+if TYPE_CHECKING:
+    from flask_redis_guard.web.metrics import Metrics
 
 
 class RedisGuard:
@@ -40,42 +48,46 @@ class RedisGuard:
         """
         if EXTENSION in app.extensions:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
-        guard = AppGuard(app, Settings.load(app.config), self._declared)
-        app.extensions[EXTENSION] = guard
+        guarded = Runtime(app, Settings.load(app.config))
+        metrics = _install_metrics(guarded)
+        _install_alerts(guarded)
+        _feed_report(guarded)
+        guarded.add(AppLimits(app, guarded.settings.default_limits, self._declared))
+        app.extensions[EXTENSION] = guarded
         self._declared.claim()
         refusals.install(app)
         ratelimit.install(app)
         websockets.install(app)
-        guard.mount()
+        _mount(guarded, metrics)
 
     @property
     def client(self) -> redis.Redis:
         """The current app's guarded client, to be used as any ``redis.Redis``."""
-        return self._guard().client
+        return runtime.current().client
 
     def client_for(self, app: Flask) -> redis.Redis:
         """Return an app's guarded client outside any context, without I/O.
 
         :param app: an app that ``init_app`` was called with.
         """
-        return self._guard(app).client
+        return runtime.of(app).client
 
     def start(self, app: Flask | None = None) -> None:
         """Begin background checks in this process before any request, e.g. in ``post_fork``.
 
         :param app: the app; the current one if not given.
         """
-        self._guard(app).monitor.start()
+        (runtime.current() if app is None else runtime.of(app)).monitor.start()
 
     @property
     def breaker(self) -> CircuitBreaker:
         """The current app's circuit breaker."""
-        return self._guard().breaker
+        return runtime.current().breaker
 
     @property
     def limiter(self) -> RateLimiter:
         """The current app's rate limiter."""
-        return self._guard().limiter
+        return runtime.current().limiter
 
     def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
         """Limit every request but automatic ``OPTIONS``, static files and the health routes.
@@ -100,18 +112,18 @@ class RedisGuard:
     @property
     def sessions(self) -> SessionStore:
         """The current app's session store."""
-        return self._guard().sessions
+        return runtime.current().sessions
 
     def sessions_for(self, app: Flask) -> SessionStore:
         """Return an app's session store outside any context, without I/O.
 
         :param app: an app that ``init_app`` was called with.
         """
-        return self._guard(app).sessions
+        return runtime.of(app).sessions
 
     def health(self) -> dict[str, Any]:
         """Return ``healthy``, ``latency_ms``, ``circuit_state``, ``failure_count``, ``is_mock``."""
-        return self._guard().report.summary()
+        return runtime.current().report.summary()
 
     def require_redis(self, operation: str) -> None:
         """Refuse to go on unless Redis may be called now; costs no round trip.
@@ -119,23 +131,91 @@ class RedisGuard:
         :param operation: what is to be done, for the error.
         :raises RedisUnavailable: if the breaker is open.
         """
-        guard = self._guard()
-        if guard.breaker.refusing and not guard.gate.in_memory:
-            raise CircuitOpen(operation, "circuit-open", guard.breaker.retry_after)
+        guarded = runtime.current()
+        if guarded.breaker.refusing and not guarded.gate.in_memory:
+            raise CircuitOpen(operation, "circuit-open", guarded.breaker.retry_after)
 
-    @staticmethod
-    def _guard(app: Flask | None = None) -> AppGuard:
-        """Return what is kept for an app.
 
-        :raises GuardError: without an app, or one that ``init_app`` was not called with.
-        """
-        if app is None and not has_app_context():
-            raise GuardError(
-                "There is no current app: use the guard in a request or `with app.app_context():`, "
-                "or name the app: guard.client_for(app)"
+def _install_metrics(guarded: Runtime) -> Metrics | None:
+    """Count what happens, if the settings ask for it.
+
+    :raises ConfigurationError: without ``prometheus_client``.
+    """
+    if not guarded.settings.metrics:
+        return None
+    try:
+        from flask_redis_guard.web.metrics import Metrics
+    except ImportError:
+        remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
+        raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
+    metrics = Metrics(guarded.app, guarded.gate)
+    guarded.on_limiter = metrics.watch_limiter
+    guarded.on_session_failed = metrics.session_failed
+    guarded.add(metrics)
+    return metrics
+
+
+def _install_alerts(guarded: Runtime) -> None:
+    settings = guarded.settings
+    if settings.alert_delivery is not None:
+        guarded.add(
+            Alerts(
+                guarded.app,
+                settings.alert_delivery,
+                cooldown=settings.alert_cooldown_seconds,
+                timeout=settings.alert_timeout,
             )
-        target: Flask = app if app is not None else current_app._get_current_object()  # type: ignore[attr-defined]
-        guard = target.extensions.get(EXTENSION)
-        if not isinstance(guard, AppGuard):
-            raise GuardError(f"The app {target.name!r} has no guard: call guard.init_app(app)")
-        return guard
+        )
+
+
+class _Receivers(list[Any]):
+    """Receivers of signals, kept here because blinker keeps weak references only."""
+
+
+def _feed_report(guarded: Runtime) -> None:
+    """Feed the report, and let the first request of a process start the background check."""
+    app, report = guarded.app, guarded.report
+
+    def changed(_: Flask, *, current: CircuitState, **__: Any) -> None:
+        report.changed(current)
+
+    def refused(_: Flask, **__: Any) -> None:
+        report.refused()
+
+    def limited(_: Flask, *, decision: Decision, shadow: bool, **__: Any) -> None:
+        if not shadow:
+            report.limited(decision)
+
+    def request_began(_: Flask, **__: Any) -> None:
+        guarded.monitor.start()
+
+    request_started.connect(request_began, app)
+    signals.circuit_state_changed.connect(changed, app)
+    signals.request_refused.connect(refused, app)
+    signals.rate_limit_exceeded.connect(limited, app)
+    guarded.add(_Receivers((changed, refused, limited, request_began)))
+
+
+def _mount(guarded: Runtime, metrics: Metrics | None) -> None:
+    """Add the health routes and the commands to the app."""
+    app, settings = guarded.app, guarded.settings
+    if settings.health_url_prefix is not None:
+        authorization = Authorization(
+            settings.health_token, settings.health_authorize, development=settings.development
+        )
+        scrape = None if metrics is None else metrics.scrape
+        guarded.health = health_blueprint(
+            settings.health_url_prefix, guarded.report, authorization, scrape
+        )
+        app.register_blueprint(guarded.health)
+    app.cli.add_command(
+        redis_guard_group(
+            guarded.report,
+            guarded.diagnose,
+            guarded.monitor.check,
+            limits_command(app, guarded),
+            reset_command(app, guarded),
+            health_path=settings.health_url_prefix or "",
+            token=settings.health_token,
+        )
+    )

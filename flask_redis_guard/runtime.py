@@ -1,22 +1,21 @@
-"""All that the extension keeps for one app, put together from the parts."""
+"""What one app has at run time, put together from the parts below; features above ask it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import redis
-from flask import Blueprint, Flask, request_started
+from flask import Blueprint, Flask, current_app, has_app_context
 
 from flask_redis_guard import signals
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.topology.factory import build_client
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.core.process import ProcessLock
-from flask_redis_guard.core.rates import Decision
-from flask_redis_guard.errors import ConfigurationError
+from flask_redis_guard.errors import GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.places import PlaceKeeper
 from flask_redis_guard.limiting.slots import ConcurrencyLimiter
@@ -24,33 +23,35 @@ from flask_redis_guard.observe.diagnosis import Finding, diagnose
 from flask_redis_guard.observe.outage import OutageWatch
 from flask_redis_guard.observe.probe import Monitor
 from flask_redis_guard.observe.report import HealthReport
-from flask_redis_guard.web.alerts.story import Alerts
-from flask_redis_guard.web.cli import redis_guard_group
-from flask_redis_guard.web.health.routes import Authorization, health_blueprint
-from flask_redis_guard.web.limits.commands import limits_command, reset_command
-from flask_redis_guard.web.limits.declared import DeclaredLimits, Limit
-from flask_redis_guard.web.sessions import SessionStore
+from flask_redis_guard.sessions.store import SessionStore
 
-if TYPE_CHECKING:
-    from flask_redis_guard.web.metrics import Metrics
+#: Where an app's runtime lies in ``app.extensions``.
+EXTENSION = "redis_guard"
+
+T = TypeVar("T")
 
 
-class AppGuard:
+class Runtime:
     """All that the extension keeps for one app; nothing is shared between apps.
 
     :param app: the app.
     :param settings: its checked settings.
     """
 
-    def __init__(self, app: Flask, settings: Settings, declared: DeclaredLimits) -> None:
+    def __init__(self, app: Flask, settings: Settings) -> None:
         self.app = app
         self.settings = settings
+        #: What was warned of already, once for each app.
         self.warned: set[str] = set()
+        #: The blueprint of the health routes, if there is one.
+        self.health: Blueprint | None = None
+        self._parts: dict[type[Any], Any] = {}
         self._making = ProcessLock()
         self._limiter: RateLimiter | None = None
-        self.health: Blueprint | None = None
-        self._declared = declared
-        self._default_limits = [Limit(settings.default_limits)] if settings.default_limits else []
+        #: Called with the rate limiter once it is made.
+        self.on_limiter: Callable[[RateLimiter], object] = lambda limiter: None
+        #: Called with what a session was to be used for when Redis could not serve it.
+        self.on_session_failed: Callable[[str], object] = lambda operation: None
         self.watch = OutageWatch(
             self.send,
             alert_count=settings.failure_alert_count,
@@ -87,18 +88,6 @@ class AppGuard:
         self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
         # Made here and not on first use: two of them would each know half of the connections.
         self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
-        self._follow_signals()
-        self.metrics = self._build_metrics()
-        self.alerts = (
-            Alerts(
-                app,
-                settings.alert_delivery,
-                cooldown=settings.alert_cooldown_seconds,
-                timeout=settings.alert_timeout,
-            )
-            if settings.alert_delivery is not None
-            else None
-        )
 
     def send(self, signal: Any, **event: Any) -> None:
         """Send a signal with the app as the sender."""
@@ -124,8 +113,7 @@ class AppGuard:
             denial_cache_size=self.settings.denial_cache_size,
             processes=self.settings.processes,
         )
-        if self.metrics is not None:
-            self.metrics.watch_limiter(limiter)
+        self.on_limiter(limiter)
         return limiter
 
     @cached_property
@@ -142,22 +130,8 @@ class AppGuard:
             max_bytes=self.settings.session_max_bytes,
             max_per_user=self.settings.session_max_per_user,
             on_unreadable=lambda reason: self.send(signals.session_unreadable, reason=reason),
-            on_failure=self._session_failed,
+            on_failure=lambda operation: self.on_session_failed(operation),
         )
-
-    @property
-    def app_limits(self) -> list[Limit]:
-        """The limits of every request."""
-        declared = self._declared.apps
-        return self._default_limits + [lim for app, lim in declared if app in (None, self.app)]
-
-    def blueprint_limits(self, blueprint: object) -> list[Limit]:
-        """Return the limits of a blueprint's requests."""
-        return [limit for other, limit in self._declared.blueprints if other is blueprint]
-
-    def _session_failed(self, operation: str) -> None:
-        if self.metrics is not None:
-            self.metrics.session_failed(operation)
 
     def diagnose(self) -> Iterator[Finding]:
         """Go through the steps of ``flask redis-guard check``."""
@@ -169,63 +143,38 @@ class AppGuard:
         key = self.settings.key_prefix + "probe:check"
         return diagnose(self.gate, lambda: self.client, key, run_scripts)
 
-    def _follow_signals(self) -> None:
-        """Feed the report, and let the first request of a process start the background check.
+    def add(self, part: object) -> None:
+        """Keep what a feature above needs for this app; :meth:`part` finds it by its type."""
+        self._parts[type(part)] = part
 
-        The receivers are kept here, for blinker keeps weak references only.
+    def part(self, kind: type[T]) -> T:
+        """Return what a feature keeps for this app.
+
+        :param kind: its type.
+        :raises KeyError: if the feature is not installed.
         """
+        return self._parts[kind]  # type: ignore[no-any-return]
 
-        def changed(_: Flask, *, current: CircuitState, **__: Any) -> None:
-            self.report.changed(current)
 
-        def refused(_: Flask, **__: Any) -> None:
-            self.report.refused()
+def of(app: Flask) -> Runtime:
+    """Return the runtime of an app.
 
-        def limited(_: Flask, *, decision: Decision, shadow: bool, **__: Any) -> None:
-            if not shadow:
-                self.report.limited(decision)
+    :raises GuardError: if ``init_app`` was not called for it.
+    """
+    runtime = app.extensions.get(EXTENSION)
+    if not isinstance(runtime, Runtime):
+        raise GuardError(f"The app {app.name!r} has no guard: call guard.init_app(app)")
+    return runtime
 
-        def request_began(_: Flask, **__: Any) -> None:
-            self.monitor.start()
 
-        request_started.connect(request_began, self.app)
-        signals.circuit_state_changed.connect(changed, self.app)
-        signals.request_refused.connect(refused, self.app)
-        signals.rate_limit_exceeded.connect(limited, self.app)
-        self._receivers = (changed, refused, limited, request_began)
+def current() -> Runtime:
+    """Return the runtime of the current app.
 
-    def _build_metrics(self) -> Metrics | None:
-        if not self.settings.metrics:
-            return None
-        try:
-            from flask_redis_guard.web.metrics import Metrics
-        except ImportError:
-            remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
-            raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
-        return Metrics(self.app, self.gate)
-
-    def mount(self) -> None:
-        """Add the health routes and the commands to the app."""
-        settings, metrics = self.settings, self.metrics
-        if settings.health_url_prefix is not None:
-            authorization = Authorization(
-                settings.health_token,
-                settings.health_authorize,
-                development=settings.development,
-            )
-            scrape = None if metrics is None else metrics.scrape
-            self.health = health_blueprint(
-                settings.health_url_prefix, self.report, authorization, scrape
-            )
-            self.app.register_blueprint(self.health)
-        self.app.cli.add_command(
-            redis_guard_group(
-                self.report,
-                self.diagnose,
-                self.monitor.check,
-                limits_command(self.app, self),
-                reset_command(self.app, self),
-                health_path=settings.health_url_prefix or "",
-                token=settings.health_token,
-            )
+    :raises GuardError: without a current app, or if ``init_app`` was not called for it.
+    """
+    if not has_app_context():
+        raise GuardError(
+            "There is no current app: use the guard in a request or `with app.app_context():`, "
+            "or name the app: guard.client_for(app)"
         )
+    return of(current_app)

@@ -18,11 +18,10 @@ import redis
 from flask import Flask
 from redis.commands.cluster import READ_COMMANDS
 
+from flask_redis_guard import runtime
 from flask_redis_guard.client.operation import Operation
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import GuardError
-from flask_redis_guard.runtime import AppGuard
-from flask_redis_guard.web.host import EXTENSION
 
 __all__ = ["hang", "outage", "read_only", "slow"]
 
@@ -93,10 +92,8 @@ def read_only(app: Flask) -> Iterator[CircuitBreaker]:
 
 @contextlib.contextmanager
 def _fault(app: Flask, fault: Fault) -> Iterator[CircuitBreaker]:
-    guard = app.extensions.get(EXTENSION)
-    if not isinstance(guard, AppGuard):
-        raise GuardError(f"The app {app.name!r} has no guard: call guard.init_app(app)")
-    gate = guard.gate
+    guarded = runtime.of(app)
+    gate = guarded.gate
     if gate.fault is not None:
         raise GuardError("This app has a fault already: end that block first")
     before = gate.in_memory, gate.memory_only, gate.serving_memory
@@ -114,4 +111,4 @@ def _fault(app: Flask, fault: Fault) -> Iterator[CircuitBreaker]:
         gate.fault = None
         gate.in_memory, gate.memory_only, gate.serving_memory = before
         gate.breaker.reset()
-        guard.monitor.forget()
+        guarded.monitor.forget()

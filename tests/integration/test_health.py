@@ -14,7 +14,7 @@ from flask import Flask, request
 
 from flask_redis_guard import CircuitOpen, ConfigurationError, RedisGuard, rate_limit_exceeded
 from flask_redis_guard.core.breaker import Outcome, Permit
-from flask_redis_guard.runtime import AppGuard
+from flask_redis_guard.runtime import Runtime
 from tests.support import GunicornApp, RedisServer, SilentServer, eventually
 
 TOKEN = "health-test-token-0123456789"
@@ -39,9 +39,9 @@ def ask(app: Flask) -> Any:
     return app.test_client().get(f"{PREFIX}/detailed").json
 
 
-def app_guard(app: Flask) -> AppGuard:
+def runtime_of(app: Flask) -> Runtime:
     guard = app.extensions["redis_guard"]
-    assert isinstance(guard, AppGuard)
+    assert isinstance(guard, Runtime)
     return guard
 
 
@@ -92,12 +92,12 @@ def test_without_the_monitor_traffic_is_let_back_after_the_open_time(
     client.get("/")
     assert client.get(f"{PREFIX}/ready").status_code == 503
     eventually(lambda: client.get(f"{PREFIX}/ready").status_code == 200, 2)
-    assert app_guard(app).breaker.state.value == "half-open"
+    assert runtime_of(app).breaker.state.value == "half-open"
 
 
 def test_with_the_monitor_traffic_waits_for_its_probe(redis_server: RedisServer) -> None:
     app = make_app(redis_server.url, REDIS_GUARD_SUCCESS_THRESHOLD=2, REDIS_GUARD_OPEN_SECONDS=0.1)
-    guard = app_guard(app)
+    guard = runtime_of(app)
     client: Any = app.test_client()
     guard.breaker.reserve_probes(60.0)  # as a running monitor does
     for _ in range(5):
@@ -115,7 +115,7 @@ def test_with_the_monitor_traffic_waits_for_its_probe(redis_server: RedisServer)
 
 def test_operator_keeps_traffic_out(redis_server: RedisServer) -> None:
     app = make_app(redis_server.url)
-    app_guard(app).breaker.force_open()
+    runtime_of(app).breaker.force_open()
     response: Any = app.test_client().get(f"{PREFIX}/detailed")
     assert response.status_code == 503
     assert response.json["redis"]["circuit_state"] == "forced-open"
@@ -141,7 +141,7 @@ def test_prefix_and_none(redis_server: RedisServer) -> None:
 
 
 def states(app: Flask, server: RedisServer) -> dict[str, Callable[[], object]]:
-    breaker = app_guard(app).breaker
+    breaker = runtime_of(app).breaker
     return {
         "closed": lambda: None,
         "failing": server.kill,
@@ -302,7 +302,7 @@ def test_limits_are_counted_by_rate(redis_server: RedisServer) -> None:
 def test_a_thousand_requests_are_one_check(redis_server: RedisServer) -> None:
     app = make_app(redis_server.url, REDIS_GUARD_HEALTH_TOKEN=TOKEN)
     # Long enough for all of them.
-    app_guard(app).monitor.interval = 60.0
+    runtime_of(app).monitor.interval = 60.0
     before = redis_server.calls()
 
     def ask(number: int) -> int:

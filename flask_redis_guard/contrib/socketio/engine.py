@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
-from flask_redis_guard.web.host import EXTENSION
+from flask_redis_guard.runtime import of
 from flask_redis_guard.web.limits.declared import Limit, Rates
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.subjects import Key
@@ -87,7 +87,7 @@ def limit_handshakes(
                     enforce([(limit, "socketio:handshake")])
             except HTTPException as error:  # also what a key function aborts with
                 if isinstance(error, RedisUnavailable):
-                    announce_outage(app.extensions[EXTENSION], error, None)
+                    announce_outage(of(app), error, None)
                 return error.get_response(environ)(environ, start_response)
         return inner(environ, start_response)
 

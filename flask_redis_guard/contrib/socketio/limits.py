@@ -16,7 +16,7 @@ from flask_redis_guard.contrib.socketio.engine import protect
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
-from flask_redis_guard.web.host import Host, current_host
+from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.subjects import Key
@@ -80,12 +80,12 @@ class SocketIOLimits:
 
         @functools.wraps(function)
         def handler(*args: Any) -> Any:
-            host = current_host()
-            warn_of_early_upgrade(host)
+            runtime = current()
+            warn_of_early_upgrade(runtime)
             try:
-                places = self._admit(host)
+                places = self._admit(runtime)
             except (RateLimitExceeded, RedisUnavailable) as error:
-                announce_outage(host, error, None)
+                announce_outage(runtime, error, None)
                 notice = _notice(error)
                 raise Refused(notice["message"], notice) from None
             admitted = False
@@ -97,7 +97,7 @@ class SocketIOLimits:
                 return answer
             finally:
                 if not admitted:
-                    _free(host, places)
+                    _free(runtime, places)
 
         return handler  # type: ignore[return-value]
 
@@ -106,12 +106,12 @@ class SocketIOLimits:
 
         @functools.wraps(function)
         def handler(*args: Any) -> Any:
-            host, server = current_host(), _server()
+            runtime, server = current(), _server()
             client = (request.namespace, request.sid)  # type: ignore[attr-defined]
             if not server.manager.is_connected(client[1], client[0]):
                 return None  # what a client that was refused had sent before it was disconnected
             try:
-                limits = MessageLimits(host, None)
+                limits = MessageLimits(runtime, None)
                 limits.limit_size(self._policy)
                 limits.add(self._policy, _scope())
                 if limits.max_size is not None and _size() > limits.max_size:
@@ -119,19 +119,19 @@ class SocketIOLimits:
                     return None
                 limits.check()
             except (RateLimitExceeded, RedisUnavailable) as error:
-                announce_outage(host, error, None)
+                announce_outage(runtime, error, None)
                 _expel(server, client, _notice(error))
                 return None
             return function(*args)
 
         return handler  # type: ignore[return-value]
 
-    def _admit(self, host: Host) -> list[Place]:
+    def _admit(self, runtime: Runtime) -> list[Place]:
         policy, server = self._policy, _server()
-        known = _places(host, server)
+        known = _places(runtime, server)
         if policy.connection_limit is not None:
             enforce([(policy.connection_limit, _scope())])
-        place = policy.take_place(host, _scope(), None)
+        place = policy.take_place(runtime, _scope(), None)
         if place is None:
             return []
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
@@ -144,13 +144,13 @@ class SocketIOLimits:
 
         place.alive = alive
         if not policy.shadow:
-            place.on_lost = functools.partial(_lose, host, server, client, place)
+            place.on_lost = functools.partial(_lose, runtime, server, client, place)
         places = known.setdefault(client, [])
         places.append(place)
         return places
 
 
-def _places(host: Host, server: Any) -> dict[tuple[str, str], list[Place]]:
+def _places(runtime: Runtime, server: Any) -> dict[tuple[str, str], list[Place]]:
     """Return the places of a server's clients; each is freed when its client is disconnected.
 
     Every disconnection ends in the ``disconnect`` of the client manager, whichever side began it
@@ -167,20 +167,22 @@ def _places(host: Host, server: Any) -> dict[tuple[str, str], list[Place]]:
                 try:
                     return disconnect(sid, namespace, *args, **kwargs)
                 finally:
-                    _free(host, places.pop((namespace, sid), []))
+                    _free(runtime, places.pop((namespace, sid), []))
 
             vars(manager).update({_PLACES: known, "disconnect": disconnect_and_free})
             protect(server)
     return known
 
 
-def _free(host: Host, places: list[Place]) -> None:
+def _free(runtime: Runtime, places: list[Place]) -> None:
     while places:
-        host.places.free(places.pop())
+        runtime.places.free(places.pop())
 
 
-def _lose(host: Host, server: Any, client: tuple[str, str], place: Place, error: Refusal) -> None:
-    announce_lost(host, place, error, None)
+def _lose(
+    runtime: Runtime, server: Any, client: tuple[str, str], place: Place, error: Refusal
+) -> None:
+    announce_lost(runtime, place, error, None)
     # The app's handler of "disconnect" may take its time: others wait for the thread we are in.
     server.start_background_task(_expel, server, client, _notice(error))
 

@@ -10,16 +10,16 @@ from flask import Flask
 from flask.cli import with_appcontext
 
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.web.host import Host
+from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.subjects import subjects_named
 from flask_redis_guard.web.limits.survey import Entry, survey
 
 
-def limits_command(app: Flask, host: Host) -> click.Command:
+def limits_command(app: Flask, runtime: Runtime) -> click.Command:
     """Return the command that lists all limits of an app.
 
     :param app: the app.
-    :param host: what belongs to it.
+    :param runtime: what belongs to it.
     """
 
     @click.command("limits")
@@ -30,7 +30,7 @@ def limits_command(app: Flask, host: Host) -> click.Command:
 
         Limits of functions that are no views are not known before they are called.
         """
-        rows = [_row(entry) for entry in survey(app, host)]
+        rows = [_row(entry) for entry in survey(app, runtime)]
         if not rows and not as_json:
             click.echo("There are no limits.")
         for row in rows:
@@ -46,11 +46,11 @@ def limits_command(app: Flask, host: Host) -> click.Command:
     return limits
 
 
-def reset_command(app: Flask, host: Host) -> click.Command:
+def reset_command(app: Flask, runtime: Runtime) -> click.Command:
     """Return the command that frees one subject, or everybody, of limits.
 
     :param app: the app.
-    :param host: what belongs to it.
+    :param runtime: what belongs to it.
     """
 
     @click.command("reset")
@@ -67,11 +67,11 @@ def reset_command(app: Flask, host: Host) -> click.Command:
         wanted = f"endpoint:{route}" if route is not None else scope
         if key is None and wanted is None:
             raise click.UsageError("Name a KEY, or --route or --scope to free everybody.")
-        entries = [e for e in survey(app, host) if wanted in (None, e.scope, _scope(e))]
+        entries = [e for e in survey(app, runtime) if wanted in (None, e.scope, _scope(e))]
         if not entries:
             raise click.ClickException(f"There is no limit of {wanted or 'this app'}.")
         try:
-            freed = sum(_reset(host, entry, key) for entry in entries)
+            freed = sum(_reset(runtime, entry, key) for entry in entries)
         except RedisUnavailable as exc:
             raise click.ClickException(str(exc)) from exc
         click.echo(f"Freed {key or 'everybody'} of {freed} limits.")
@@ -102,7 +102,7 @@ def _scope(entry: Entry) -> str:
     return entry.scope if entry.limit.scope is None else f"scope:{entry.limit.scope}"
 
 
-def _reset(host: Host, entry: Entry, key: str | None) -> int:
+def _reset(runtime: Runtime, entry: Entry, key: str | None) -> int:
     rates, scope = entry.limit.rates, _scope(entry)
     if entry.counted is not None and entry.limit.scope is None:
         scope = entry.counted
@@ -110,8 +110,8 @@ def _reset(host: Host, entry: Entry, key: str | None) -> int:
         click.echo(f"{scope}: its rates are worked out for each request; not freed.", err=True)
         return 0
     if key is None:
-        host.limiter.reset_all(rates, scope)
+        runtime.limiter.reset_all(rates, scope)
     else:
-        for subject in subjects_named(entry.limit.key, key, host.settings.ipv6_prefix):
-            host.limiter.reset(rates, subject, scope=scope)
+        for subject in subjects_named(entry.limit.key, key, runtime.settings.ipv6_prefix):
+            runtime.limiter.reset(rates, subject, scope=scope)
     return 1

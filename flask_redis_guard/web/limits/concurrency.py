@@ -16,7 +16,7 @@ from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Lease
-from flask_redis_guard.web.host import Host, current_host
+from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import refusing_errors, unavailable
 from flask_redis_guard.web.limits.resolve import check_function, function_scope, note_above
 from flask_redis_guard.web.limits.subjects import Key, check_key, subject_of
@@ -58,7 +58,7 @@ def concurrency_limited(
 
         @contextmanager
         def place() -> Iterator[_Place]:
-            held = _Place(current_host(), acquire(limit, key, lease, on_outage, scope))
+            held = _Place(current(), acquire(limit, key, lease, on_outage, scope))
             try:
                 yield held
             finally:
@@ -91,18 +91,18 @@ def acquire(limit: int, key: Key, lease: int, on_outage: str, scope: str) -> Lea
     :raises RateLimitExceeded: if all places are taken.
     :raises RedisUnavailable: if it cannot be told.
     """
-    host = current_host()
+    runtime = current()
     with refusing_errors():
-        subject = subject_of(key, host.settings.ipv6_prefix)
+        subject = subject_of(key, runtime.settings.ipv6_prefix)
     try:
-        answer = host.concurrency.acquire(subject, limit, lease, scope)
+        answer = runtime.concurrency.acquire(subject, limit, lease, scope)
     except RedisUnavailable as exc:
         if on_outage == "allow":
             return None
         raise unavailable(exc)  # noqa: B904 - the same one
     if isinstance(answer, Decision):
         endpoint = request.endpoint if has_request_context() else None
-        host.send(
+        runtime.send(
             signals.rate_limit_exceeded,
             decision=answer,
             endpoint=endpoint,
@@ -116,8 +116,8 @@ def acquire(limit: int, key: Key, lease: int, on_outage: str, scope: str) -> Lea
 class _Place:
     """A place held during one call."""
 
-    def __init__(self, host: Host, lease: Lease | None) -> None:
-        self._host = host
+    def __init__(self, runtime: Runtime, lease: Lease | None) -> None:
+        self._runtime = runtime
         self._lease = lease
         self.streaming = False
 
@@ -144,7 +144,7 @@ class _Place:
         if lease is None:
             return
         try:
-            self._host.concurrency.release(lease)
+            self._runtime.concurrency.release(lease)
         except RedisUnavailable as exc:
             logger.warning("A place of a concurrency limit will be free with its lease: %s", exc)
 

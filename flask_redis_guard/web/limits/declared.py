@@ -190,6 +190,29 @@ class DeclaredLimits:
         return limit
 
 
+class AppLimits:
+    """The limits of one app as a whole and of its blueprints.
+
+    :param app: the app.
+    :param default: the rates of ``REDIS_GUARD_DEFAULT_LIMITS``.
+    :param declared: what was declared on the app's guard, before or after this.
+    """
+
+    def __init__(self, app: Flask, default: tuple[Rate, ...], declared: DeclaredLimits) -> None:
+        self._app = app
+        self._default = [Limit(default)] if default else []
+        self._declared = declared
+
+    def of_app(self) -> list[Limit]:
+        """Return the limits of every request."""
+        declared = self._declared.apps
+        return self._default + [limit for app, limit in declared if app in (None, self._app)]
+
+    def of_blueprint(self, blueprint: object) -> list[Limit]:
+        """Return the limits of a blueprint's requests."""
+        return [limit for other, limit in self._declared.blueprints if other is blueprint]
+
+
 @contextmanager
 def refusing_errors() -> Iterator[None]:
     """Work a limit out with functions of the user: what they raise is a 503, never a free pass."""

@@ -12,7 +12,7 @@ from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.plan import Charge
-from flask_redis_guard.web.host import Host, current_host
+from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import Limit, refusing_errors, unavailable
 
 logger = logging.getLogger("flask_redis_guard")
@@ -76,24 +76,24 @@ def enforce(applied: Sequence[Applied]) -> None:
     :raises RedisUnavailable: if it cannot be told.
     :raises HTTPException: what a function of the user aborted with.
     """
-    host = current_host()
+    runtime = current()
     charged: list[Charged] = []
     refusal: HTTPException | None = None
     for one in applied:
         try:
-            charged += work_out(host, [one])
+            charged += work_out(runtime, [one])
         except HTTPException as error:  # RedisUnavailable is one
             refusal = refusal or error
-    judged = judge(host, charged)
+    judged = judge(runtime, charged)
     state = RequestLimits.current()
     if state is not None:
         state.note(judged)
-    refuse(host, judged, current_endpoint())
+    refuse(runtime, judged, current_endpoint())
     if refusal is not None:
         raise refusal
 
 
-def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
+def work_out(runtime: Runtime, applied: Iterable[Applied]) -> list[Charged]:
     """Return what the limiter is to be asked in the current request.
 
     :raises RedisUnavailable: if a function of the user fails; that of a shadow limit is logged.
@@ -104,7 +104,7 @@ def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
         try:
             with refusing_errors():
                 if limit.applies():
-                    charged.append((limit, limit.charge(scope, host.settings.ipv6_prefix)))
+                    charged.append((limit, limit.charge(scope, runtime.settings.ipv6_prefix)))
         except HTTPException as error:
             if not limit.shadow:
                 raise
@@ -112,14 +112,14 @@ def work_out(host: Host, applied: Iterable[Applied]) -> list[Charged]:
     return charged
 
 
-def judge(host: Host, charged: Sequence[Charged]) -> list[Judged]:
+def judge(runtime: Runtime, charged: Sequence[Charged]) -> list[Judged]:
     """Ask the limiter, once, and do as the limits say if Redis is away.
 
     :raises RedisUnavailable: if it cannot be told and a limit refuses then.
     """
     if not charged:
         return []
-    limiter = host.limiter
+    limiter = runtime.limiter
     try:
         decisions = limiter.judge([charge for _, charge in charged])
     except RedisUnavailable as error:
@@ -131,7 +131,7 @@ def judge(host: Host, charged: Sequence[Charged]) -> list[Judged]:
     return [(*pair, decision) for pair, decision in zip(charged, decisions, strict=True)]
 
 
-def refuse(host: Host, judged: Iterable[Judged], endpoint: str | None) -> None:
+def refuse(runtime: Runtime, judged: Iterable[Judged], endpoint: str | None) -> None:
     """Announce every limit that has no room, and refuse.
 
     :param endpoint: what the signals name.
@@ -143,7 +143,7 @@ def refuse(host: Host, judged: Iterable[Judged], endpoint: str | None) -> None:
             continue
         if not limit.shadow:
             refused.append(decision)
-        host.send(
+        runtime.send(
             signals.rate_limit_exceeded,
             decision=decision,
             endpoint=endpoint,

@@ -15,8 +15,8 @@ from flask import Flask, Response, current_app, request
 from werkzeug.security import safe_join
 
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.web.host import Host, current_host
-from flask_redis_guard.web.limits.declared import Limit, Rates
+from flask_redis_guard.runtime import Runtime, current
+from flask_redis_guard.web.limits.declared import AppLimits, Limit, Rates
 from flask_redis_guard.web.limits.enforce import Applied, RequestLimits, enforce
 from flask_redis_guard.web.limits.headers import rate_limit_headers
 from flask_redis_guard.web.limits.resolve import (
@@ -117,9 +117,9 @@ def rate_limited(
 
 def check_ahead() -> None:
     """Judge what applies to the current request, ahead of every other ``before_request``."""
-    host = current_host()
-    report_weak_limits(host.app, host)
-    warn_of_untrusted_proxy(host.warned)
+    runtime = current()
+    report_weak_limits(runtime.app, runtime)
+    warn_of_untrusted_proxy(runtime.warned)
     state = RequestLimits.current()
     if state is not None:
         state.checked = True
@@ -130,11 +130,14 @@ def check_ahead() -> None:
         return
     applied: list[Applied] = []
     ahead: dict[Limit, bool] = {}
-    if not _is_exempt(host):
-        applied += [(limit, "app") for limit in host.app_limits]
+    if not _is_exempt(runtime):
+        applied += [(limit, "app") for limit in runtime.part(AppLimits).of_app()]
     for name in request.blueprints:
         blueprint = current_app.blueprints.get(name)
-        applied += [(limit, f"blueprint:{name}") for limit in host.blueprint_limits(blueprint)]
+        applied += [
+            (limit, f"blueprint:{name}")
+            for limit in runtime.part(AppLimits).of_blueprint(blueprint)
+        ]
     if request.endpoint is not None and request.routing_exception is None:
         ahead = limits_ahead(current_app, request.endpoint, request.method)
         applied += [
@@ -160,7 +163,7 @@ def limits_ahead(app: Flask, endpoint: str, method: str) -> dict[Limit, bool]:
     }
 
 
-def _is_exempt(host: Host) -> bool:
+def _is_exempt(runtime: Runtime) -> bool:
     """Tell whether the request is for a static file or a health route: nothing worth limiting.
 
     A file that is not there is worth it: with ``static_url_path=""`` every URL might be one.
@@ -173,7 +176,7 @@ def _is_exempt(host: Host) -> bool:
         is_static = (request.endpoint, rule.rule) == ("static", static)
         return is_static and _is_file(current_app.static_folder)
     blueprint = current_app.blueprints[name]
-    if blueprint is host.health:
+    if blueprint is runtime.health:
         return True
     is_static = (request.endpoint, rule.arguments) == (f"{name}.static", {"filename"})
     return is_static and _is_file(blueprint.static_folder)
@@ -190,13 +193,13 @@ def finish(response: Response) -> Response:
     state = RequestLimits.current()
     if state is None or not state.decisions:
         return response
-    host = current_host()
+    runtime = current()
     visible = [decision for limit, decision in state.decisions.items() if not limit.shadow]
-    rate_limit_headers(response, visible, host.settings.rate_limit_headers)
+    rate_limit_headers(response, visible, runtime.settings.rate_limit_headers)
     for limit, decision in state.refundable:
         try:
             if limit.is_refunded(response):
-                host.limiter.refund(decision)
+                runtime.limiter.refund(decision)
         except Exception:  # what is not given back only makes the limit stricter
             logger.exception("A charge could not be given back")
     return response

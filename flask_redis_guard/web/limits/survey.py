@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from flask import Flask
 
-from flask_redis_guard.web.host import Host
-from flask_redis_guard.web.limits.declared import DeclaredLimits, Limit
+from flask_redis_guard.runtime import Runtime
+from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, Limit
 from flask_redis_guard.web.limits.resolve import (
     handler_of,
     is_limited_elsewhere_only,
@@ -33,16 +33,16 @@ class Entry(NamedTuple):
     counted: str | None = None
 
 
-def survey(app: Flask, host: Host) -> Iterator[Entry]:
+def survey(app: Flask, runtime: Runtime) -> Iterator[Entry]:
     """List every limit of an app; those of plain functions are not known before they are called.
 
     :param app: the app.
-    :param host: what belongs to it.
+    :param runtime: what belongs to it.
     """
-    for limit in host.app_limits:
+    for limit in runtime.part(AppLimits).of_app():
         yield Entry("app", "*", limit)
     for name, blueprint in app.blueprints.items():
-        for limit in host.blueprint_limits(blueprint):
+        for limit in runtime.part(AppLimits).of_blueprint(blueprint):
             yield Entry(f"blueprint:{name}", "*", limit)
     for rule in app.url_map.iter_rules():
         view = view_of(app, rule.endpoint)
@@ -55,19 +55,19 @@ def survey(app: Flask, host: Host) -> Iterator[Entry]:
             yield Entry(f"endpoint:{rule.endpoint}", rule.rule, limit, counted)
 
 
-def report_weak_limits(app: Flask, host: Host) -> None:
+def report_weak_limits(app: Flask, runtime: Runtime) -> None:
     """Log, once for each app, which limits do not fail closed or can be evaded by a client.
 
     Before anything else of the first request, it also sees to limits above hooks.
 
     :param app: the app.
-    :param host: what belongs to it.
+    :param runtime: what belongs to it.
     """
-    if "survey" in host.warned:
+    if "survey" in runtime.warned:
         return
     place_hooks(app)
-    host.warned.add("survey")
-    entries = list(survey(app, host))
+    runtime.warned.add("survey")
+    entries = list(survey(app, runtime))
     _report_useless(app, entries)
     everywhere = any(_by_address(entry.limit) for entry in entries if entry.scope == "app")
     guarded = {entry.scope for entry in entries if _by_address(entry.limit)}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from flask import Flask, current_app, request
 
 from flask_redis_guard.limiting.places import Place
-from flask_redis_guard.web.host import current_host
+from flask_redis_guard.runtime import current
 from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import RequestLimits, enforce
 from flask_redis_guard.web.limits.resolve import MARK, check_function, marks_of
@@ -79,7 +79,7 @@ def websocket_limited(
             if isinstance(ws, LimitedWebSocket):  # the decorator stands here once more
                 admit(ws)
                 return function(ws, *args, **kwargs)
-            limited = LimitedWebSocket(ws, current_host(), request.endpoint)
+            limited = LimitedWebSocket(ws, current(), request.endpoint)
             with limited.serving():
                 admit(limited)
                 return function(limited, *args, **kwargs)
@@ -96,7 +96,7 @@ def websocket_limited(
             if policy in taken:
                 place = taken.pop(policy)
             else:
-                place = policy.take_place(current_host(), scope, request.endpoint)
+                place = policy.take_place(current(), scope, request.endpoint)
             ws.admit(policy, scope, place)
 
         own = () if policy.connection_limit is None else (policy.connection_limit,)
@@ -112,16 +112,16 @@ def check_ahead() -> None:
     rule = request.url_rule
     if rule is None or not rule.websocket or request.endpoint is None:
         return
-    host = current_host()
+    runtime = current()
     policies = marks_of(current_app.view_functions.get(request.endpoint), POLICIES)
     if not policies or request.routing_exception is not None:
         return
-    warn_of_early_upgrade(host)
+    warn_of_early_upgrade(runtime)
     taken = _taken_ahead()
     for policy in policies:
         if not policy.defer:
             taken[policy] = policy.take_place(
-                host, f"endpoint:{request.endpoint}", request.endpoint
+                runtime, f"endpoint:{request.endpoint}", request.endpoint
             )
     Transport.put_under(request.environ)
 
@@ -132,7 +132,7 @@ def free_unused(error: BaseException | None = None) -> None:
     while taken:
         place = taken.popitem()[1]
         if place is not None:
-            current_host().places.free(place)
+            current().places.free(place)
 
 
 def _taken_ahead() -> dict[ConnectionPolicy, Place | None]:

@@ -11,7 +11,7 @@ from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT
-from flask_redis_guard.web.host import Host
+from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import (
     UNAVAILABLE,
     Limit,
@@ -73,7 +73,7 @@ class ConnectionPolicy:
         if size is not None and (type(size) is not int or size < 1):
             raise ConfigurationError("max_message_size", size, "bytes, or None")
 
-    def take_place(self, host: Host, scope: str, endpoint: str | None) -> Place | None:
+    def take_place(self, runtime: Runtime, scope: str, endpoint: str | None) -> Place | None:
         """Take one of the places of the current request's subject, if they are limited.
 
         :param scope: the scope where none was given.
@@ -84,7 +84,7 @@ class ConnectionPolicy:
         if self.concurrent is None:
             return None
         with refusing_errors():
-            subject = subject_of(self.key, host.settings.ipv6_prefix)
+            subject = subject_of(self.key, runtime.settings.ipv6_prefix)
         place = Place(
             subject,
             self.concurrent,
@@ -93,12 +93,12 @@ class ConnectionPolicy:
             on_outage="allow" if self.shadow else self.on_outage,
         )
         try:
-            refused = host.places.take(place)
+            refused = runtime.places.take(place)
         except RedisUnavailable as error:
             raise unavailable(error)  # noqa: B904 - the same one
         if refused is None:
             return place
-        host.send(
+        runtime.send(
             signals.rate_limit_exceeded,
             decision=refused,
             endpoint=endpoint,
@@ -113,12 +113,12 @@ class ConnectionPolicy:
 class MessageLimits:
     """The limits on the messages of one connection, all judged in one go.
 
-    :param host: what belongs to the app.
+    :param runtime: what belongs to the app.
     :param endpoint: what the signals name.
     """
 
-    def __init__(self, host: Host, endpoint: str | None) -> None:
-        self._host = host
+    def __init__(self, runtime: Runtime, endpoint: str | None) -> None:
+        self._runtime = runtime
         self._endpoint = endpoint
         self._charged: list[Charged] = []
         #: Bytes.
@@ -131,7 +131,7 @@ class MessageLimits:
         :raises RedisUnavailable: if a function of the user fails.
         """
         if policy.message_limit is not None:
-            for limit, charge in work_out(self._host, [(policy.message_limit, scope)]):
+            for limit, charge in work_out(self._runtime, [(policy.message_limit, scope)]):
                 # Messages never share a count with the connections of the same scope.
                 named = replace(charge, scope=f"messages:{charge.scope}")
                 self._charged.append((limit, named))
@@ -148,13 +148,13 @@ class MessageLimits:
         :raises RateLimitExceeded: if it is one too many.
         :raises RedisUnavailable: if it cannot be told.
         """
-        refuse(self._host, judge(self._host, self._charged), self._endpoint)
+        refuse(self._runtime, judge(self._runtime, self._charged), self._endpoint)
 
 
-def announce_lost(host: Host, place: Place, error: Refusal, endpoint: str | None) -> None:
+def announce_lost(runtime: Runtime, place: Place, error: Refusal, endpoint: str | None) -> None:
     """Send the signal of a connection that loses its place."""
     if isinstance(error, RateLimitExceeded):
-        host.send(
+        runtime.send(
             signals.rate_limit_exceeded,
             decision=error.decision,
             endpoint=endpoint,
@@ -162,13 +162,13 @@ def announce_lost(host: Host, place: Place, error: Refusal, endpoint: str | None
             shadow=False,
         )
     else:
-        announce_outage(host, error, endpoint)
+        announce_outage(runtime, error, endpoint)
 
 
-def announce_outage(host: Host, error: Refusal, endpoint: str | None) -> None:
+def announce_outage(runtime: Runtime, error: Refusal, endpoint: str | None) -> None:
     """Send ``request_refused`` where Redis's absence closes a connection."""
     if isinstance(error, RedisUnavailable):
-        host.send(signals.request_refused, error=error, endpoint=endpoint)
+        runtime.send(signals.request_refused, error=error, endpoint=endpoint)
 
 
 def closing(error: Refusal) -> tuple[int, str]:
@@ -178,11 +178,11 @@ def closing(error: Refusal) -> tuple[int, str]:
     return POLICY_VIOLATION, f"Rate limit exceeded: try again in {error.retry_after} s"
 
 
-def warn_of_early_upgrade(host: Host) -> None:
+def warn_of_early_upgrade(runtime: Runtime) -> None:
     """Warn once where a library may upgrade connections before the app is asked."""
-    if "gevent-websocket" in host.warned:
+    if "gevent-websocket" in runtime.warned:
         return
-    host.warned.add("gevent-websocket")
+    runtime.warned.add("gevent-websocket")
     if importlib.util.find_spec("geventwebsocket") is not None:
         logger.warning(
             "gevent-websocket is installed: its handler upgrades a connection before the app is "

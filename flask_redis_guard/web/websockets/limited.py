@@ -12,7 +12,7 @@ from wsproto.utilities import LocalProtocolError
 
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
-from flask_redis_guard.web.host import Host
+from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.websockets.handlers import Transport
 from flask_redis_guard.web.websockets.lifecycle import (
     INTERNAL_ERROR,
@@ -34,16 +34,16 @@ class LimitedWebSocket:
     than a bounded number of messages; all else is the connection's own.
 
     :param ws: the connection.
-    :param host: what belongs to the app.
+    :param runtime: what belongs to the app.
     :param endpoint: what the signals name.
     """
 
-    def __init__(self, ws: Any, host: Host, endpoint: str | None) -> None:
+    def __init__(self, ws: Any, runtime: Runtime, endpoint: str | None) -> None:
         self._ws = ws
         self._transport = Transport.of(ws)
-        self._host = host
+        self._runtime = runtime
         self._endpoint = endpoint
-        self._messages = MessageLimits(host, endpoint)
+        self._messages = MessageLimits(runtime, endpoint)
         self._places: list[Place] = []
         self._closed: ConnectionClosed | None = None
 
@@ -135,17 +135,17 @@ class LimitedWebSocket:
                 self._transport.linger()
             finally:
                 for place in self._places:
-                    self._host.places.free(place)
+                    self._runtime.places.free(place)
 
     def refuse(self, error: Refusal) -> None:
         """Tell the client why, and close."""
         if self._closed is None:
-            announce_outage(self._host, error, self._endpoint)
+            announce_outage(self._runtime, error, self._endpoint)
         self._close(*closing(error))
 
     def _lose(self, place: Place, error: Refusal) -> None:
         if self._closed is None:
-            announce_lost(self._host, place, error, self._endpoint)
+            announce_lost(self._runtime, place, error, self._endpoint)
         self._close(*closing(error))
 
     def _close(self, code: int, reason: str | None = None) -> None:
