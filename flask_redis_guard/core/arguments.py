@@ -1,8 +1,21 @@
-"""Checks of numbers that callers pass in; every complaint is a plain ``ValueError``."""
+"""Checks of numbers, for settings and for what callers pass in: one place decides what fits."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
+
+
+def is_count(value: object, at_least: int = 1, at_most: int | None = None) -> TypeGuard[int]:
+    """Tell whether a value is a whole number within bounds; ``True`` is none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and at_least <= value and (at_most is None or value <= at_most)  # type: ignore[operator]
+
+
+def is_number(value: object, above: float = 0, at_most: float = math.inf) -> TypeGuard[float]:
+    """Tell whether a value is a finite number within bounds; ``True`` is none."""
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and above < value <= at_most and value < math.inf  # type: ignore[operator]
 
 
 def check_counts(**counts: object) -> None:
@@ -11,7 +24,7 @@ def check_counts(**counts: object) -> None:
     :raises ValueError: naming the argument and its value.
     """
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
@@ -22,7 +35,6 @@ def check_numbers(at_most: float = math.inf, **numbers: object) -> None:
     :raises ValueError: naming the argument and its value.
     """
     for name, value in numbers.items():
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not fits or not 0 < value <= at_most or math.isinf(value):  # type: ignore[operator, arg-type]
+        if not is_number(value, 0, at_most):
             upper = "" if math.isinf(at_most) else f" and at most {at_most:g}"
             raise ValueError(f"{name} must be a finite number above 0{upper}, not {value!r}")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from flask_redis_guard.core.arguments import is_count
+
 SLIDING_WINDOW: Final = "sliding-window"
 TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
 FIXED_WINDOW: Final = "fixed-window"
@@ -118,7 +120,7 @@ class Rate:
 
 
 def _check_whole(name: str, value: object, maximum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+    if not is_count(value, 1, maximum):
         raise ValueError(f"{name}: expected a whole number from 1 to {maximum}, not {value!r}")
 
 
@@ -127,7 +129,7 @@ def check_cost(cost: object) -> int:
 
     :raises ValueError: if it is anything else, so that no odd cost is taken for a free one.
     """
-    if not isinstance(cost, int) or isinstance(cost, bool) or cost < 1:
+    if not is_count(cost):
         raise ValueError(f"cost: expected a positive whole number, not {cost!r}")
     return cost
 

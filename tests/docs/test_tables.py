@@ -29,14 +29,20 @@ def value(text: str) -> Any:
         return text
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    known = {
-        f"REDIS_GUARD_{option.name.upper()}": option.default
-        for option in dataclasses.fields(Settings)
-    }
-    known["REDIS_URL"] = known.pop("REDIS_GUARD_REDIS_URL")
-    known["ENVIRONMENT"] = known.pop("REDIS_GUARD_ENVIRONMENT")
-    assert {key: value(text) for key, text in rows("configuration.md").items()} == known
+def test_every_setting_is_documented_with_default_unit_and_range() -> None:
+    known: dict[str, tuple[Any, str, str]] = {}
+    for option in dataclasses.fields(Settings):
+        key = "REDIS_URL" if option.name == "redis_url" else f"REDIS_GUARD_{option.name.upper()}"
+        if option.metadata:  # else it is no setting, but what several sources make of one
+            known[key] = (option.default, option.metadata["unit"], option.metadata["check"].range)
+    known["ENVIRONMENT"] = ("production", "", "any text")
+    documented = {}
+    for line in (DOCS / "configuration.md").read_text().splitlines():
+        if line.startswith("| `"):
+            key, default, unit, accepted, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            assert key.strip("`") not in documented, "a row stands twice"
+            documented[key.strip("`")] = (value(default.strip("`")), unit, accepted)
+    assert documented == known
 
 
 def test_every_reason_is_documented_with_whether_it_counts() -> None:

@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flask_redis_guard import ConfigurationError, Rate, RedisGuard
-from flask_redis_guard.checks import SCHEMES, redact_url
-from flask_redis_guard.config import DEVELOPMENT, Settings
+from flask_redis_guard.config import DEVELOPMENT, SCHEMES, Settings, redact_url
 
 #: Key: default, a good value as text with what it becomes, and bad values.
 WHOLE_BAD = [0, -1, "five", "", 2.5, True, None, "1.5"]
@@ -110,9 +109,13 @@ def test_bad_value_names_key_value_and_what_is_accepted(key: str, bad: Any) -> N
             load(environ={key: bad})
 
 
-def test_value_is_shown_as_it_was() -> None:
-    with pytest.raises(ConfigurationError, match="REDIS_GUARD_FAILURE_THRESHOLD is 'five'; accept"):
+def test_number_is_shown_as_it_was_and_other_text_is_not() -> None:
+    with pytest.raises(ConfigurationError, match=r"_FAILURE_THRESHOLD is '5\.5'; accept"):
+        load(environ={"REDIS_GUARD_FAILURE_THRESHOLD": "5.5"})
+    with pytest.raises(ConfigurationError, match=r"_THRESHOLD is '\*\*\*'; accepted: a whole"):
         load(environ={"REDIS_GUARD_FAILURE_THRESHOLD": "five"})
+    with pytest.raises(ConfigurationError, match="_DEFAULT_LIMITS is '5/min'; accepted: rates"):
+        load({"REDIS_GUARD_DEFAULT_LIMITS": "5/min"})
     with pytest.raises(ConfigurationError, match="_THRESHOLD is 0; accepted: a whole number of at"):
         load({"REDIS_GUARD_FAILURE_THRESHOLD": 0})
 
@@ -218,7 +221,9 @@ def test_redacted_url_still_tells_where() -> None:
     assert redact_url("redis://:pw@host:6379/0") == "redis://***@host:6379/0"
     assert redact_url("redis://host:6379/0?x=y") == "redis://host:6379/0"
     assert redact_url("rediss://u:p@[::1]:6379/0") == "rediss://***@[::1]:6379/0"
-    assert redact_url("redis+sentinel://:p@a:1,b:2/name") == "redis+sentinel://***@a:1,b:2/name"
+    assert redact_url("redis+sentinel://:p@a:1,b:2/name") == "redis+sentinel://***@a:1,b:2/***"
+    assert redact_url("redis://localhost/0x") == "redis://localhost/***"
+    assert redact_url("redis://db.example/0") == "redis://db.example/0"
 
 
 @settings(deadline=None)  # busy machines are no bugs
@@ -240,6 +245,52 @@ def test_no_error_shows_a_url_under_the_wrong_key(key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load({key: url})
     assert "hunter2" not in str(caught.value)
+
+
+@settings(deadline=None)  # busy machines are no bugs
+@given(
+    secret=st.text("QZXJabz_", min_size=1, max_size=12).map(lambda text: f"QZ{text}XJ"),
+    digits=st.text("2456789", min_size=6, max_size=12),  # without the digits of our own bounds
+)
+def test_no_error_shows_a_misplaced_secret(secret: str, digits: str) -> None:
+    secrets = (secret, digits)
+    for word in secrets:
+        for url in (
+            *(f"redis://h:1/{word}", f"redis://h/{word}", f"redis://{word}", f"redis://{word}/x"),
+            *(f"unix://{word}", f"redis://h:1/{word}/0", f"{word}://h:1", f"redis://h/0x#{word}"),
+            *(f"redis://h/0?{word}=1", f"redis://h/0?protocol={word}", f"redis://h/0?db={word}x"),
+            *(f"redis+sentinel://h:1,{word}", f"redis+sentinel://h:1/name/{word}x"),
+        ):
+            assert word not in redact_url(url)
+            assert_start_hides(word, {"REDIS_URL": url})
+        for key in KEYS:
+            if key not in TAKE_ANY_TEXT:
+                assert_start_hides(word, {key: word})
+                assert_start_hides(word, {key: {word: word}})
+        assert_start_hides(word, {"REDIS_GUARD_CLIENT_OPTIONS": {word: 1}})
+        assert_start_hides(word, {"REDIS_URL": "memory://", "ENVIRONMENT": word})
+
+
+def assert_start_hides(secret: str, config: dict[str, Any]) -> None:
+    app = Flask("app")
+    app.config.update(config)
+    shown = ""
+    try:
+        RedisGuard(app)  # some of them are no mistakes
+    except ConfigurationError as error:
+        shown = f"{error} {error!r}"
+    assert secret not in shown
+
+
+def test_misspelt_option_is_told_what_was_meant() -> None:
+    app = Flask("app")
+    app.config.update(REDIS_URL="redis://h/0?socket_keepaliv=1")
+    with pytest.raises(ConfigurationError, match="did you mean socket_keepalive"):
+        RedisGuard(app)
+
+
+def test_documented_default_of_the_client_options_is_accepted() -> None:
+    assert load({"REDIS_GUARD_CLIENT_OPTIONS": None}).client_options is None
 
 
 def test_no_message_of_a_whole_start_shows_a_password(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, parse_url
 from redis.retry import Retry
 
-from flask_redis_guard.checks import redact_url
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.redis import GuardedRedis
 from flask_redis_guard.client.topology.cluster import GuardedCluster
@@ -34,7 +34,7 @@ from flask_redis_guard.client.transport.connections import (
     knows_pushes,
 )
 from flask_redis_guard.client.transport.pool import GuardedPool
-from flask_redis_guard.config import Settings
+from flask_redis_guard.config import HIDDEN, Settings, redact_url
 from flask_redis_guard.errors import ConfigurationError
 
 logger = logging.getLogger("flask_redis_guard")
@@ -195,7 +195,7 @@ def _connection_options(settings: Settings, from_url: dict[str, Any]) -> dict[st
             )
     protocol = str(given.get("protocol", 2))
     if protocol not in ("2", "3"):
-        raise ConfigurationError("protocol", protocol, "2 or 3")
+        raise ConfigurationError("protocol", HIDDEN, "2 or 3")
     if protocol == "3" and not knows_pushes():
         what = "2: this hiredis or redis-py takes what RESP3 pushes for replies; update both"
         raise ConfigurationError("protocol", protocol, what)
@@ -238,7 +238,12 @@ def _understood(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
     optional = {"maint_notifications_config", "protocol"}
     for name in options:
         if name not in known and name not in optional:
+            # Not the name: it may be a secret that lost its place in the URL.
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigurationError(
-                "REDIS_GUARD_CLIENT_OPTIONS", name, "options of redis-py's connection classes"
+                "an option in REDIS_URL or REDIS_GUARD_CLIENT_OPTIONS",
+                HIDDEN,
+                f"options of redis-py's connection classes{hint}",
             )
     return {name: value for name, value in options.items() if name in known}
