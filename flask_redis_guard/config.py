@@ -254,6 +254,7 @@ class Settings:
     health_url_prefix: str | None = _setting("/api/v1/health", url_prefix())
     health_token: str | None = _setting(None, token(), secret=True)
     health_authorize: Any = _setting(None, function())
+    ready: str = _setting("live", choice("live", "redis"))
     metrics: bool = _setting(False, flag())
     alert_delivery: Any = _setting(None, function())
     alert_cooldown_seconds: float = _setting(300.0, number(0, YEAR), "s")

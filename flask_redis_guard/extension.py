@@ -205,7 +205,11 @@ def _mount(guarded: Runtime, metrics: Metrics | None) -> None:
         )
         scrape = None if metrics is None else metrics.scrape
         guarded.health = health_blueprint(
-            settings.health_url_prefix, guarded.report, authorization, scrape
+            settings.health_url_prefix,
+            guarded.report,
+            authorization,
+            scrape,
+            ready_means=settings.ready,
         )
         app.register_blueprint(guarded.health)
     app.cli.add_command(

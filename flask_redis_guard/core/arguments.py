@@ -1,9 +1,10 @@
-"""Checks of numbers, for settings and for what callers pass in: one place decides what fits."""
+"""Checks of what users pass in and of what their functions return: one place decides what fits."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 
 def is_count(value: object, at_least: int = 1, at_most: int | None = None) -> TypeGuard[int]:
@@ -38,3 +39,15 @@ def check_numbers(at_most: float = math.inf, **numbers: object) -> None:
         if not is_number(value, 0, at_most):
             upper = "" if math.isinf(at_most) else f" and at most {at_most:g}"
             raise ValueError(f"{name} must be a finite number above 0{upper}, not {value!r}")
+
+
+def answer_of(answer: Any) -> bool:
+    """Return a yes or no that a user's function gave.
+
+    :raises TypeError: for an awaitable, which is always true without having said so.
+    """
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("what is asked for a decision may not be async")
+    return bool(answer)

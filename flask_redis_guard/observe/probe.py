@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisError
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.core.breaker import CircuitState
@@ -113,7 +113,8 @@ class Monitor:
         try:
             self._gate.run("PROBE", self._probe, probe=True)
             latency = round((time.monotonic() - started) * 1000, 3)
-        except RedisUnavailable as exc:
+        except (RedisUnavailable, RedisError) as exc:
+            # An error for an answer, such as NOPERM for PING too, is no proof that Redis serves.
             logger.debug("The check of Redis failed: %s", exc)
         self._last = Check(latency is not None, latency, started)
         if self.on_checked is not None:

@@ -175,9 +175,9 @@ def _print_line(answer: Answer) -> None:
     latency = redis["latency_ms"]
     said = "no answer" if latency is None else f"{latency:.1f} ms"
     failures = redis["failure_count"]
+    speaker = f", as process {answer['process']} sees it" if "process" in answer else ""
     click.echo(
-        f" circuit {_plain(redis['circuit_state'])}, {said}, {failures} failures in a row, "
-        f"as process {answer['process']} sees it"
+        f" circuit {_plain(redis['circuit_state'])}, {said}, {failures} failures in a row{speaker}"
         + (" (in-memory store)" if redis["is_mock"] else "")
     )
 

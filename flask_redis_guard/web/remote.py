@@ -119,7 +119,7 @@ def _is_answer(answer: Any) -> bool:
     return (
         isinstance(answer, dict)
         and answer.get("status") in ("pass", "warn", "fail")
-        and isinstance(answer.get("process"), int)
+        and isinstance(answer.get("process", 0), int)
         and isinstance(answer.get("details", {}), dict)
         and isinstance(redis := answer.get("redis"), dict)
         and all(isinstance(redis.get(name, ...), kind) for name, kind in _FIELDS.items())

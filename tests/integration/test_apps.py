@@ -68,7 +68,7 @@ def test_two_apps_do_not_influence_each_other(
     assert changes == ["frail"]
     assert other.test_client().get("/status/detailed").status_code == 200
     assert other.test_client().get("/api/v1/health/detailed").status_code == 404
-    assert frail.test_client().get("/api/v1/health/ready").status_code == 503
+    assert frail.test_client().get("/api/v1/health/detailed").status_code == 503
     assert frail.test_client().get("/api/v1/health/live").status_code == 200
     with redis_server.client() as plain:
         assert plain.keys("guard:*") == []

@@ -195,7 +195,10 @@ def test_status_and_watch_of_a_running_app(own_server: RedisServer) -> None:
         assert answer["process"] != os.getpid()
         assert answer["details"]["server_version"]  # so the token was sent
         wrong = run(own_server.url, "status", "--url", app.url, "--json", "--token", "x" * 16)
-        assert "details" not in json.loads(wrong.output)
+        assert set(json.loads(wrong.output)) == {"status", "redis"}
+        stranger = run(own_server.url, "status", "--url", app.url, "--token", "x" * 16)
+        assert stranger.exit_code == 0
+        assert stranger.output.endswith("failures in a row\n")
         full = run(own_server.url, "status", "--url", app.url + "/api/v1/health/detailed")
         assert full.exit_code == 0
         assert run(own_server.url, "status", "--url", app.url + "/elsewhere").exit_code == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,11 +58,11 @@ def test_healthy(redis_server: RedisServer) -> None:
         assert response.headers["Cache-Control"] == "no-store"
         assert response.json is not None
         assert response.json["status"] == "pass"
-        assert isinstance(response.json["process"], int)
 
 
 def test_failing_is_a_warning_and_open_is_a_failure(own_server: RedisServer) -> None:
-    client: Any = make_app(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=3).test_client()
+    app = make_app(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=3, REDIS_GUARD_READY="redis")
+    client: Any = app.test_client()
     own_server.kill()
     response = client.get(f"{PREFIX}/detailed")
     assert (response.status_code, response.json["status"]) == (200, "warn")
@@ -83,10 +84,35 @@ def test_failing_is_a_warning_and_open_is_a_failure(own_server: RedisServer) -> 
     assert client.get(f"{PREFIX}/live").status_code == 200
 
 
+def test_an_instance_stays_ready_while_redis_is_away(own_server: RedisServer) -> None:
+    client: Any = make_app(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=1).test_client()
+    own_server.kill()
+    assert client.get("/").status_code == 503
+    ready = client.get(f"{PREFIX}/ready")
+    assert (ready.status_code, ready.json) == (200, {"status": "warn"})
+    assert client.get(f"{PREFIX}/detailed").status_code == 503
+
+
+def test_user_who_may_neither_write_nor_ping_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer(acl=["user default on nopass ~* &* +@all -set -ping"]) as server:
+        app = make_app(server.url, REDIS_GUARD_HEALTH_TOKEN=TOKEN)
+        for headers in ({}, BEARER):
+            response: Any = app.test_client().get(f"{PREFIX}/detailed", headers=headers)
+            assert response.status_code == 200
+            assert (response.json["status"], response.json["redis"]["healthy"]) == ("warn", False)
+        assert app.test_client().get("/").status_code == 200  # what it may do, it can
+    assert "may not write" in caplog.text
+
+
 def test_without_the_monitor_traffic_is_let_back_after_the_open_time(
     own_server: RedisServer,
 ) -> None:
-    app = make_app(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=1, REDIS_GUARD_OPEN_SECONDS=0.2)
+    app = make_app(
+        own_server.url,
+        REDIS_GUARD_FAILURE_THRESHOLD=1,
+        REDIS_GUARD_OPEN_SECONDS=0.2,
+        REDIS_GUARD_READY="redis",
+    )
     client: Any = app.test_client()
     own_server.kill()
     client.get("/")
@@ -96,7 +122,12 @@ def test_without_the_monitor_traffic_is_let_back_after_the_open_time(
 
 
 def test_with_the_monitor_traffic_waits_for_its_probe(redis_server: RedisServer) -> None:
-    app = make_app(redis_server.url, REDIS_GUARD_SUCCESS_THRESHOLD=2, REDIS_GUARD_OPEN_SECONDS=0.1)
+    app = make_app(
+        redis_server.url,
+        REDIS_GUARD_SUCCESS_THRESHOLD=2,
+        REDIS_GUARD_OPEN_SECONDS=0.1,
+        REDIS_GUARD_READY="redis",
+    )
     guard = runtime_of(app)
     client: Any = app.test_client()
     guard.breaker.reserve_probes(60.0)  # as a running monitor does
@@ -175,11 +206,11 @@ def test_strangers_see_five_fields_in_any_state(
     for state, enter in states(app, own_server).items():
         enter()
         body = client.get(f"{PREFIX}/detailed", headers=headers).json
-        assert set(body) == {"status", "redis", "process"}, state
+        assert set(body) == {"status", "redis"}, state
         assert set(body["redis"]) == FIVE, state
         for path in ("live", "ready"):
             answer = client.get(f"{PREFIX}/{path}", headers=headers).json
-            assert set(answer) == {"status", "process"}, state
+            assert set(answer) == {"status"}, state
         for path in ("status", "status.json", "metrics"):
             response = client.get(f"{PREFIX}/{path}", headers=headers)
             assert response.status_code == 401
@@ -197,7 +228,9 @@ def test_strangers_see_five_fields_in_any_state(
 def test_token_shows_the_rest(own_server: RedisServer, headers: dict[str, str]) -> None:
     app = make_app(own_server.url, REDIS_GUARD_HEALTH_TOKEN=TOKEN)
     client: Any = app.test_client()
-    details = client.get(f"{PREFIX}/detailed", headers=headers).json["details"]
+    shown = client.get(f"{PREFIX}/detailed", headers=headers).json
+    assert shown["process"] == os.getpid()
+    details = shown["details"]
     assert details["server_version"].split()[0] in ("Redis", "Valkey")
     assert details["connections_at_most"] == 64
     assert details["last_failure"] is None
@@ -329,7 +362,9 @@ from flask import Flask
 from flask_redis_guard import RedisGuard
 
 app = Flask(__name__)
-app.config.update(REDIS_GUARD_HEALTH_CHECK_INTERVAL=1)
+app.config.update(
+    REDIS_GUARD_HEALTH_CHECK_INTERVAL=1, REDIS_GUARD_HEALTH_TOKEN="health-test-token-0123456789"
+)
 guard = RedisGuard(app)
 """
 
@@ -341,9 +376,11 @@ def test_checks_under_gunicorn_keep_to_the_interval(own_server: RedisServer) -> 
         began = time.monotonic()
         with own_server.client() as client:
             client.config_resetstat()
-        process = json.loads(app.get(f"{PREFIX}/detailed").text)["process"]
+        process = json.loads(app.get(f"{PREFIX}/detailed", headers=BEARER).text)["process"]
         with ThreadPoolExecutor(8) as pool:
-            responses = list(pool.map(lambda _: app.get(f"{PREFIX}/detailed"), range(1000)))
+            responses = list(
+                pool.map(lambda _: app.get(f"{PREFIX}/detailed", headers=BEARER), range(1000))
+            )
         assert {response.status_code for response in responses} == {200}
         assert {response.json()["process"] for response in responses} == {process}
         checks = own_server.calls("set")

@@ -1,4 +1,4 @@
-"""The health routes: is this process alive, shall it get traffic, how is Redis; a status page."""
+"""The health routes: is this process alive, can it serve, how is Redis; a status page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, make_response, render_template, request
 
+from flask_redis_guard.core.arguments import answer_of
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.observe.report import HealthReport
-from flask_redis_guard.web.limits.declared import answer_of
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -60,7 +60,7 @@ class Authorization:
         if self._allow is None:
             return False
         try:
-            return bool(answer_of(self._allow()))
+            return answer_of(self._allow())
         except RedisUnavailable as error:  # as often as a page asks, all through an outage
             logger.warning("REDIS_GUARD_HEALTH_AUTHORIZE needs Redis and gets a no: %s", error)
             return False
@@ -89,6 +89,8 @@ def health_blueprint(
     report: HealthReport,
     authorization: Authorization,
     scrape: Callable[[], tuple[bytes, str]] | None = None,
+    *,
+    ready_means: str = "live",
 ) -> Blueprint:
     """Return the blueprint of one app's health routes.
 
@@ -96,6 +98,8 @@ def health_blueprint(
     :param report: tells how Redis is.
     :param authorization: tells who may see more than the five fields.
     :param scrape: gives the metrics and their media type; ``None`` mounts no route for them.
+    :param ready_means: ``live``, or ``redis`` for a ``/ready`` that fails while requests that need
+        Redis are refused.
     """
     blueprint = Blueprint(
         NAME,
@@ -104,7 +108,7 @@ def health_blueprint(
         static_folder="static",
         template_folder="templates",
     )
-    routes = HealthRoutes(report, authorization, scrape)
+    routes = HealthRoutes(report, authorization, scrape, follows_redis=ready_means == "redis")
     blueprint.add_url_rule("/live", view_func=routes.live)
     blueprint.add_url_rule("/ready", view_func=routes.ready)
     blueprint.add_url_rule("/detailed", view_func=routes.detailed)
@@ -123,18 +127,27 @@ class HealthRoutes:
         report: HealthReport,
         authorization: Authorization,
         scrape: Callable[[], tuple[bytes, str]] | None,
+        *,
+        follows_redis: bool,
     ) -> None:
         self._report = report
         self._authorization = authorization
         self._scrape = scrape
+        self._follows_redis = follows_redis
 
     def live(self) -> Response:
         """Tell that this process answers; Redis has no part in it."""
         return self._answer("pass")
 
     def ready(self) -> Response:
-        """Tell whether requests that need Redis would get through; costs no round trip."""
-        return self._answer("pass" if self._report.ready else "fail")
+        """Tell whether this process can serve; costs no round trip.
+
+        A shared dependency that is away is no reason to take every instance out of the load
+        balancer at once: it would answer instead of us, for the routes without Redis too. So
+        ``warn`` says that what needs Redis is refused, unless the settings want a failure.
+        """
+        refused = "fail" if self._follows_redis else "warn"
+        return self._answer("pass" if self._report.ready else refused)
 
     def detailed(self) -> Response:
         """Tell the five fields, and the rest to those who may see it."""
@@ -170,13 +183,14 @@ class HealthRoutes:
         redis = self._report.summary()
         fields: dict[str, Any] = {"redis": redis}
         if everything:
+            fields["process"] = self._report.process()
             fields["details"] = self._report.details()
         if history:
             fields["history"] = self._report.history()
         return self._answer(self._report.status(redis, ready=self._report.ready), **fields)
 
     def _answer(self, status: str, **fields: Any) -> Response:
-        body = {"status": status, **fields, "process": self._report.process()}
+        body = {"status": status, **fields}
         headers = {"Cache-Control": "no-store"}
         if status == "fail":
             headers["Retry-After"] = str(max(1, math.ceil(self._report.retry_after)))

@@ -14,6 +14,7 @@ from flask import Blueprint, Flask, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
 
+from flask_redis_guard.core.arguments import answer_of
 from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 from flask_redis_guard.limiting.keys import read_rates
@@ -126,18 +127,6 @@ def read_methods(methods: Iterable[object]) -> frozenset[str]:
     if not names or len(names) < len(given):
         raise ConfigurationError("methods", methods, "a list such as ['POST']")
     return frozenset(names)
-
-
-def answer_of(answer: Any) -> bool:
-    """Return a yes or no that a user's function gave.
-
-    :raises TypeError: for an awaitable, which is always true without having said so.
-    """
-    if inspect.isawaitable(answer):
-        if inspect.iscoroutine(answer):
-            answer.close()
-        raise TypeError("what is asked for a decision may not be async")
-    return bool(answer)
 
 
 class DeclaredLimits:
