@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 	  echo "'$(PYTHON) -m venv' does not work. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[dev,websocket,prometheus,test,bench,lint,docs,dist]'
+	$(PIP) -e '.[dev,websocket,prometheus,test,lint,docs,dist]'
 	@touch $@
 
 # Without the tools of the suite, and content without the embedded server.
@@ -78,8 +78,14 @@ contracts: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks
+# The peers have an environment of their own: some hold redis-py back.
+.venv-bench/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+bench: .venv-bench/.installed
+	.venv-bench/bin/python -m benchmarks
 
 dist: $(VENV)/.installed
 	rm -rf dist
@@ -90,6 +96,6 @@ dist-check: $(VENV)/.installed
 	$(BIN)/python .ci/check_dist.py
 
 clean:
-	rm -rf $(VENV) .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-bench .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,53 +1,146 @@
-"""What a guarded operation costs beside a plain one, in one run on one server.
+"""What the guarded client adds to redis-py, and breakers to a call, closed and open.
 
-``python -m benchmarks.client`` prints microseconds per call and the ratio; rounds of both
-alternate, and the median counts, so that a busy machine slows both alike.
+``python -m benchmarks.client``
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 
-from tests.support import RedisServer
-from tests.support.guarded import Guarded
+from benchmarks.harness import (
+    Table,
+    function_calls,
+    interleave,
+    on_one_core,
+    publish,
+    quartiles,
+    ratio,
+    repeat,
+    server,
+)
+from benchmarks.peers import guarded_app
+from flask_redis_guard import CircuitOpen
 
-CALLS = 1000
-ROUNDS = 11
-
-
-def _pipeline(client: Any) -> None:
-    client.pipeline(transaction=False).get("k").get("k").get("k").execute()
-
-
-WORK: dict[str, Callable[[Any], Any]] = {
-    "get": lambda client: client.get("k"),
-    "pipeline of three": _pipeline,
-}
-
-
-def measure(client: Any, work: Callable[[Any], Any]) -> float:
-    """Return microseconds per call, over one round."""
-    started = time.perf_counter()
-    for _ in range(CALLS):
-        work(client)
-    return (time.perf_counter() - started) / CALLS * 1e6
+CALLS, ROUNDS = 300, 30
 
 
-def main() -> None:
-    """Print one line for each kind of work."""
-    with RedisServer() as server, redis.Redis(port=server.port) as plain:
-        guarded = Guarded(server.url)
-        for name, work in WORK.items():
-            rounds = [(measure(plain, work), measure(guarded.client, work)) for _ in range(ROUNDS)]
-            bare, ours = (statistics.median(column) for column in zip(*rounds, strict=True))
-            print(f"{name}: plain {bare:.0f} us, guarded {ours:.0f} us, ratio {ours / bare:.2f}")
-        guarded.close()
+def _pipeline(client: Any) -> Callable[[], object]:
+    return lambda: client.pipeline(transaction=False).get("k").get("k").get("k").execute()
+
+
+def guarded_calls(url: str) -> Table:
+    """Compare the guarded client with the plain one, and with others' breakers around the plain."""
+    app, guard = guarded_app(url)
+    plain, guarded = redis.Redis.from_url(url), guard.client_for(app)
+    plain.set("k", b"v" * 64)
+    work: dict[str, Callable[[], object]] = {
+        "GET: redis-py": lambda: plain.get("k"),
+        "GET: redis-py again (noise)": lambda: plain.get("k"),
+        "GET: guarded client": lambda: guarded.get("k"),
+        "pipeline of 3: redis-py": _pipeline(plain),
+        "pipeline of 3: guarded client": _pipeline(guarded),
+    }
+    for name, wrap in breakers().items():
+        work[f"GET: {name} around redis-py"] = wrap(lambda: plain.get("k"))
+    found = interleave({name: repeat(call) for name, call in work.items()}, CALLS, ROUNDS)
+    rows: list[list[Any]] = []
+    for name, call in work.items():
+        base = name.partition(":")[0] + ": redis-py"
+        wall = found[name].wall
+        rows.append(
+            [
+                name,
+                statistics.median(wall),
+                quartiles(wall),
+                ratio(found, name, base),
+                ratio(found, name, base, "cpu"),
+                round(function_calls(call)),
+            ]
+        )
+    head = ["call", "µs", "quartiles", "ratio", "CPU ratio", "function calls"]
+    return Table("A guarded call beside a plain one", head, rows)
+
+
+def breakers() -> dict[str, Callable[[Callable[[], Any]], Callable[[], Any]]]:
+    """Return the other breaker libraries, as what wraps a function; those that are installed."""
+    found: dict[str, Callable[[Callable[[], Any]], Callable[[], Any]]] = {}
+    for name in ("pybreaker", "circuitbreaker"):
+        try:
+            module: Any = importlib.import_module(name)
+        except ImportError:
+            continue
+        found[name] = module.CircuitBreaker()
+    return found
+
+
+def refusals(url: str) -> Table:
+    """Compare what a refusal by an open breaker costs."""
+    app, guard = guarded_app(url)
+    client = guard.client_for(app)
+    with app.app_context():
+        guard.breaker.force_open()
+
+    def ours() -> None:
+        try:
+            client.get("k")
+        except CircuitOpen:
+            return
+        raise AssertionError("admitted by an open breaker")
+
+    work: dict[str, Callable[[], object]] = {"guarded client: GET": ours, **_others_open()}
+    found = interleave({name: repeat(call) for name, call in work.items()}, 2000, ROUNDS)
+    rows: list[list[Any]] = [
+        [
+            name,
+            statistics.median(found[name].wall),
+            quartiles(found[name].wall, 2),
+            round(function_calls(call)),
+        ]
+        for name, call in work.items()
+    ]
+    head = ["open breaker", "µs", "quartiles", "function calls"]
+    return Table("A refusal by an open breaker", head, rows)
+
+
+def _others_open() -> dict[str, Callable[[], None]]:
+    """Return calls that the other libraries' open breakers refuse."""
+
+    def fail() -> None:
+        raise ConnectionError
+
+    def refused(guarded: Callable[[], Any], error: type[Exception]) -> Callable[[], None]:
+        def call() -> None:
+            try:
+                guarded()
+            except error:
+                return
+            raise AssertionError("admitted by an open breaker")
+
+        return call
+
+    found: dict[str, Callable[[], None]] = {}
+    for name, wrap in breakers().items():
+        module: Any = importlib.import_module(name)
+        guarded = wrap(fail)
+        for _ in range(10):
+            try:
+                guarded()
+            except (ConnectionError, module.CircuitBreakerError):
+                continue
+        found[name] = refused(guarded, module.CircuitBreakerError)
+    return found
+
+
+def measure() -> list[Table]:
+    """Return both tables."""
+    with on_one_core(), server() as running:
+        return [guarded_calls(running.url), refusals(running.url)]
 
 
 if __name__ == "__main__":
-    main()
+    publish(measure())
