@@ -53,6 +53,8 @@ class OutageWatch:
         self._quiet_until = 0.0
         #: The error of the last failure; ``None`` while there was none.
         self.last_failure: RedisUnavailable | None = None
+        #: When that was, in seconds since the epoch.
+        self.last_failure_at = 0.0
 
     @property
     def failing(self) -> bool:
@@ -69,7 +71,7 @@ class OutageWatch:
         """Take note of a failure that was counted."""
         now = self._clock()
         with self._lock:
-            self.last_failure = error
+            self.last_failure, self.last_failure_at = error, time.time()
             log = self._began is None and now >= self._quiet_until
             if self._began is None:
                 self._begin(now)

@@ -101,7 +101,7 @@ class HealthReport:
             "seconds_in_state": round(self._breaker.seconds_in_state, 1),
             "retry_after": round(self._breaker.retry_after, 1),
             "downtime": round(self._watch.downtime, 1),
-            "last_failure": None if last is None else _failure(last),
+            "last_failure": None if last is None else _failure(last, self._watch.last_failure_at),
             "connections_in_use": getattr(pool, "in_use", None),
             "connections_at_most": getattr(pool, "max_connections", None),
             "server_version": self._server_version(),
@@ -150,10 +150,11 @@ class HealthReport:
         return self._version
 
 
-def _failure(error: RedisUnavailable) -> dict[str, str]:
+def _failure(error: RedisUnavailable, at: float) -> dict[str, Any]:
     cause = error.__cause__
     return {
         "operation": error.operation,
         "reason": error.reason,
         "error": type(error if cause is None else cause).__name__,
+        "at": round(at, 3),
     }

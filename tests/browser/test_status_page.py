@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,8 @@ def open_page(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
     )
+    # The page has to cope with its own address having a password in it.
     browser.get(f"http://operator:{TOKEN}@127.0.0.1:{app.port}/api/v1/health/status")
-    # Chromium does not let a page fetch from an address that has a password in it.
-    browser.get(f"{app.url}/api/v1/health/status")
 
 
 def text(browser: WebDriver, element_id: str) -> str:
@@ -126,12 +126,24 @@ def test_page_follows_an_outage_and_its_end(
     shown = facts(browser)
     assert shown["Circuit"] in ("open", "half-open")
     assert shown["Down for"] != "not down"
+    assert re.search(r"at \w+, \d\d:\d\d:\d\d$", shown["Last failure"]), shown["Last failure"]
     eventually(lambda: browser.find_elements(By.CSS_SELECTOR, "svg rect.state.open"))
     screenshot(browser, "down-1280.png")
 
     own_server.start()
     headline(browser, "Redis is healthy", SECONDS_TO_SHOW)
     assert facts(browser)["Circuit"] == "closed"
+    # "Now" is the present, though the slot has seen worse.
+    assert browser.find_elements(By.CSS_SELECTOR, "svg rect.now.closed")
+    # A young process fills the axis: one slot is a sixth of a minute.
+    assert text(browser, "hour") == "The last minute"
+    assert text(browser, "axis").startswith("1 min ago")
+    begun = browser.execute_script(
+        "const first = document.querySelector('svg.strip rect').getBoundingClientRect();"
+        "const whole = document.querySelector('svg.strip').getBoundingClientRect();"
+        "return (whole.right - first.left) / whole.width"
+    )
+    assert begun > 0.15
     # The outage stays in the timeline, and what it cost.
     charts = browser.execute_script(
         "return [...document.querySelectorAll('#charts figcaption')].map(each => each.innerText)"

@@ -5,13 +5,17 @@
 const POLL_MS = 1000;
 const PATIENCE_MS = 5000;
 const FORGET_MS = 15000; // a process that has not answered for so long is no longer shown
-const SLOTS = 360;
+const SPANS = [[6, "minute"], [30, "5 minutes"], [90, "15 minutes"], [360, "hour"]]; // slots, and their name
 const SVG = "http://www.w3.org/2000/svg";
 const SEVERITY = { pass: 0, warn: 1, fail: 2 };
 
-const views = new Map(); // process id -> {answer, at}
+// Without the user and password that this page's own address may have: a browser refuses to fetch those.
+const DATA = new URL("status.json", location.origin + location.pathname);
+
+const views = new Map(); // host and process -> {answer, at}
 let chosen = null; // the process whose view the reader asked for
 let shown = null;
+let slots = 360; // that the charts have room for
 
 const byId = (id) => document.getElementById(id);
 
@@ -37,6 +41,12 @@ function duration(seconds) {
   if (seconds < 60) return `${Math.round(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
+}
+
+function clock(seconds) {
+  const then = new Date(seconds * 1000);
+  const time = then.toLocaleTimeString([], { hourCycle: "h23" });
+  return then.toDateString() === new Date().toDateString() ? time : `${then.toLocaleDateString()} ${time}`;
 }
 
 function words(answer) {
@@ -78,7 +88,7 @@ function facts(answer) {
     ["Last check", latency],
     ["Failures in a row", redis.failure_count],
     ["Down for", details.downtime ? duration(details.downtime) : "not down"],
-    ["Last failure", last ? `${last.reason}: ${last.error} at ${last.operation}` : "none so far"],
+    ["Last failure", last ? `${last.reason}: ${last.error} at ${last.operation}, ${clock(last.at)}` : "none so far"],
     ["Connections in use", pool],
     ["Server", details.server_version || "unknown"],
   ];
@@ -97,7 +107,7 @@ function chart(title, note, className, height) {
   const caption = element("figcaption");
   caption.append(element("span", title), element("span", note));
   const svg = shape("svg", {
-    viewBox: `0 0 ${SLOTS} ${height}`, preserveAspectRatio: "none", class: className, role: "img",
+    viewBox: `0 0 ${slots} ${height}`, preserveAspectRatio: "none", class: className, role: "img",
     "aria-label": `${title}: ${note}`,
   });
   figure.append(caption, svg);
@@ -109,7 +119,7 @@ function when(history, index) {
   return ago < history.slot_seconds ? "now" : `${duration(ago)} ago`;
 }
 
-function drawStates(history) {
+function drawStates(history, current) {
   const count = history.state.length;
   const bad = history.state.filter((state) => state !== "closed").length;
   const note = bad ? `not closed for about ${duration(bad * history.slot_seconds)}` : "closed throughout";
@@ -117,10 +127,15 @@ function drawStates(history) {
   for (let start = 0, end = 1; start < count; start = end, end += 1) {
     while (end < count && history.state[end] === history.state[start]) end += 1;
     svg.append(shape("rect", {
-      x: SLOTS - count + start, y: 0, width: end - start, height: 1,
+      x: slots - count + start, y: 0, width: end - start, height: 1,
       class: `state ${history.state[start]}`,
     }, `${history.state[start]}, from ${when(history, start)}`));
   }
+  // A slot shows the worst that happened in it; its end shows what is now.
+  const width = slots / 60;
+  svg.append(shape("rect", {
+    x: slots - width, y: 0, width, height: 1, class: `state now ${current}`,
+  }, `${current}, now`));
   return figure;
 }
 
@@ -131,16 +146,27 @@ function drawBars(history, title, values, className, unit, note) {
     if (!value) return;
     const height = Math.max(4, (100 * value) / highest); // a single one is to be seen as well
     svg.append(shape("rect", {
-      x: SLOTS - values.length + index, y: 100 - height, width: 1, height, class: className,
+      x: slots - values.length + index, y: 100 - height, width: 1, height, class: className,
     }, `${value} ${unit}, ${when(history, index)}`));
   });
   return figure;
 }
 
-function drawHistory(history) {
+function drawAxis(history) {
+  // As long as the process is young, a shorter time: what there is fills the charts.
+  const [room, name] = SPANS.find(([count]) => history.state.length <= count) || SPANS.at(-1);
+  slots = room;
+  setText("hour", `The last ${name}`);
+  const [oldest, middle] = byId("axis").children;
+  oldest.textContent = `${duration(room * history.slot_seconds).replace(" 0 s", "").replace("1 h 0 min", "60 min")} ago`;
+  middle.textContent = duration(room * history.slot_seconds / 2).replace(" 0 s", "");
+}
+
+function drawHistory(history, current) {
   const total = (values) => values.reduce((sum, value) => sum + value, 0);
+  drawAxis(history);
   byId("charts").replaceChildren(
-    drawStates(history),
+    drawStates(history, current),
     drawBars(history, "Latency of checks", history.latency_ms, "bar", "ms",
       (highest) => (highest ? `at most ${highest.toFixed(1)} ms` : "none answered")),
     drawBars(history, "Failed checks", history.failed_checks, "bad", "failed",
@@ -165,19 +191,22 @@ function drawLimits(limited) {
 function drawProcesses() {
   const group = byId("processes");
   group.hidden = views.size < 2;
-  const held = group.contains(document.activeElement) ? document.activeElement.dataset.process : null;
-  group.replaceChildren(...[...views].sort(([a], [b]) => a - b).map(([process, { answer }]) => {
-    const button = element("button", `process ${process}: ${answer.redis.circuit_state}`);
+  const held = group.contains(document.activeElement) ? document.activeElement.dataset.view : null;
+  const hosts = new Set([...views.values()].map(({ answer }) => answer.details.host));
+  group.replaceChildren(...[...views].sort(([a], [b]) => (a < b ? -1 : 1)).map(([view, { answer }]) => {
+    const where = hosts.size > 1 ? ` on ${answer.details.host}` : "";
+    const button = element("button", `process ${answer.process}${where}: ${answer.redis.circuit_state}`);
     button.type = "button";
-    button.dataset.process = process;
-    button.setAttribute("aria-pressed", String(process === shown));
+    button.dataset.view = view;
+    button.dataset.process = answer.process;
+    button.setAttribute("aria-pressed", String(view === shown));
     button.addEventListener("click", () => {
-      chosen = process;
+      chosen = view;
       draw();
     });
     return button;
   }));
-  if (held) group.querySelector(`[data-process="${held}"]`)?.focus();
+  if (held) [...group.children].find((button) => button.dataset.view === held)?.focus();
 }
 
 function choose() {
@@ -196,10 +225,10 @@ function draw() {
   byId("headline").dataset.status = answer.status;
   setText("meaning", meaning);
   const others = views.size > 1 ? "" : "; others may see it otherwise";
-  setText("speaker", `As process ${shown} on ${answer.details.host} sees it${others}.`);
+  setText("speaker", `As process ${answer.process} on ${answer.details.host} sees it${others}.`);
   drawProcesses();
   drawFacts(answer);
-  drawHistory(answer.history);
+  drawHistory(answer.history, answer.redis.circuit_state);
   drawLimits(answer.details.limited);
 }
 
@@ -216,7 +245,7 @@ function lost(why) {
 
 async function ask() {
   try {
-    const response = await fetch("status.json", {
+    const response = await fetch(DATA, {
       cache: "no-store", credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS),
     });
     if (response.status === 401 || response.status === 403) {
@@ -237,8 +266,8 @@ async function poll() {
   setTimeout(poll, POLL_MS);
   if (answer === null) return;
   const now = Date.now();
-  views.set(answer.process, { answer, at: now });
-  for (const [process, { at }] of views) if (now - at > FORGET_MS) views.delete(process);
+  views.set(`${answer.details.host} ${answer.process}`, { answer, at: now });
+  for (const [view, { at }] of views) if (now - at > FORGET_MS) views.delete(view);
   draw();
 }
 
