@@ -1,4 +1,4 @@
-"""The alert subscriber: it logs what an operator should hear, and keeps the last of it."""
+"""The alert subscriber: it logs what an operator should hear, and keeps the last of it, folded."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from flask_redis_guard import (
 )
 
 logger = logging.getLogger("example_app.alerts")
+
+#: An event that equals one of so many latest ones is told together with it.
+FOLDED = 3
 
 
 class AlertLog:
@@ -43,7 +46,12 @@ class AlertLog:
     def _tell(self, level: int, text: str) -> None:
         logger.log(level, text)
         self._number += 1
-        self._latest.append({"number": self._number, "at": time.time(), "text": text})
+        told = {"number": self._number, "at": time.time(), "text": text, "times": 1}
+        for before in list(self._latest)[-FOLDED:]:
+            if before["text"] == text:  # a flood is one line that counts
+                told["times"] = before["times"] + 1
+                self._latest.remove(before)
+        self._latest.append(told)
 
     def _changed(self, app: Flask, previous: str, current: str, **event: Any) -> None:
         self._tell(logging.WARNING, f"Breaker: {previous} → {current} ({event['reason']})")

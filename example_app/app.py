@@ -12,7 +12,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 
 from example_app.alerts import AlertLog
 from example_app.chat import blueprint as chat
-from example_app.controls import controls
+from example_app.controls import controls, from_this_machine
 from example_app.embedded import EmbeddedServer
 from example_app.webhook import webhook
 from flask_redis_guard import RedisGuard, rate_limited
@@ -39,6 +39,8 @@ def create_app(server: EmbeddedServer | None) -> Flask:
         REDIS_URL=server.url if server else "memory://",
         SESSION_COOKIE_SAMESITE="Strict",
         REDIS_GUARD_ALERT_DELIVERY=webhook(),
+        # The demo listens on 127.0.0.1 only. A real application sets REDIS_GUARD_HEALTH_TOKEN.
+        REDIS_GUARD_HEALTH_AUTHORIZE=from_this_machine,
     )
     guard.init_app(app)
     alerts = AlertLog(app)

@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const URL_OF_CHAT = `${location.protocol.replace("http", "ws")}//${location.host}/chat/socket`;
 let socket = null;
+let unheard = []; // typed and sent, but not come back yet
 
 function tell(word, kind) {
   $("connection").textContent = word;
@@ -10,6 +11,8 @@ function tell(word, kind) {
 }
 
 function hear(text) {
+  const own = unheard.findIndex((typed) => text.endsWith(`: ${typed}`));
+  if (own >= 0) unheard.splice(own, 1);
   $("heard").querySelector(".empty")?.remove();
   const item = document.createElement("li");
   item.textContent = text;
@@ -30,7 +33,17 @@ function connect() {
   let opened = false;
   own.onopen = () => { opened = true; tell("connected", "ok"); };
   own.onmessage = (event) => hear(event.data);
-  own.onclose = (event) => { if (own === socket) tell(...reasonOf(event, opened)); };
+  own.onclose = (event) => {
+    if (own !== socket) return;
+    tell(...reasonOf(event, opened));
+    if (unheard.length) keep(unheard.join(" "), "Not delivered: the connection was closed.");
+    unheard = [];
+  };
+}
+
+function keep(text, why) {
+  $("text").value = [text, $("text").value].filter(Boolean).join(" ");
+  $("unsent").textContent = `${why} Connect, and send it again.`;
 }
 
 function openMore(count) {
@@ -48,13 +61,18 @@ function openMore(count) {
 }
 
 function send(text) {
-  if (socket && socket.readyState === WebSocket.OPEN) socket.send(text);
+  const open = socket !== null && socket.readyState === WebSocket.OPEN;
+  if (open) socket.send(text);
+  return open;
 }
 
 $("talk").addEventListener("submit", (event) => {
   event.preventDefault();
-  send($("text").value);
+  const typed = $("text").value;
   $("text").value = "";
+  $("unsent").textContent = "";
+  if (send(typed)) unheard.push(typed);
+  else keep(typed, "Not sent: there is no connection.");
 });
 $("connect").addEventListener("click", connect);
 $("burst").addEventListener("click", () => { for (let i = 1; i <= 70; i += 1) send(`message ${i}`); });

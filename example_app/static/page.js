@@ -46,7 +46,8 @@ async function fire(name, times) {
   }));
   const counts = Object.entries(seen).map(([status, count]) => `${count} × ${status}`).join(", ");
   const all = Math.round(performance.now() - started);
-  $("summary").textContent = `${counts || "No answer"} in ${all} ms, the slowest ${Math.round(slowest)} ms`;
+  const how = times > 1 ? `${times} sent at once: ` : "";
+  $("summary").textContent = `${how}${counts || "no answer"} in ${all} ms, the slowest ${Math.round(slowest)} ms`;
 }
 
 async function show(response) {
@@ -88,7 +89,7 @@ function alerts(list) {
     const item = document.createElement("li");
     const time = item.appendChild(document.createElement("time"));
     time.textContent = new Date(alert.at * 1000).toLocaleTimeString([], { hourCycle: "h23" });
-    item.append(alert.text);
+    item.append(alert.times > 1 ? `${alert.text} × ${alert.times}` : alert.text);
     return item;
   }));
 }
