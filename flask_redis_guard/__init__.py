@@ -23,12 +23,14 @@ from flask_redis_guard.signals import (
     request_refused,
     session_unreadable,
 )
+from flask_redis_guard.web.alerts import Alert
 from flask_redis_guard.web.limits.concurrency import concurrency_limited
 from flask_redis_guard.web.limits.ratelimit import rate_limited
 from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore
 from flask_redis_guard.web.websockets.decorator import websocket_limited
 
 __all__ = [
+    "Alert",
     "CircuitBreaker",
     "CircuitOpen",
     "CircuitState",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -135,6 +137,10 @@ def test_each_worker_tells_of_each_outage_once(own_server: RedisServer, webhook:
         # A worker's messages come in order, and the last one was the recovery.
         assert set(webhook.counts().values()) == {2}
         assert {kind for _, kind in webhook.counts()} == KINDS
+        # Opening and recovery of an outage share an incident, which no other worker or outage has.
+        incidents = Counter((alert["process"], alert["incident"]) for alert in webhook.taken)
+        assert len(incidents) == workers * 2
+        assert set(incidents.values()) == {len(KINDS)}
         texts = {alert["kind"]: alert["text"] for alert in webhook.taken}
         assert "answered with 503" in texts["breaker-open"]
         assert "Restore Redis" in texts["breaker-open"]
@@ -237,6 +243,59 @@ def test_an_outage_is_told_once_however_often_it_fails() -> None:
         outages.move(CircuitState.HALF_OPEN, CircuitState.OPEN)
     outages.recover()
     assert outages.kinds(3) == ["connection-failed", "breaker-open", "recovered"]
+
+
+def test_an_incident_has_one_id_from_opening_to_recovery() -> None:
+    outages = Outages()
+    for _ in range(2):
+        outages.open()
+        outages.recover()
+    outages.kinds(6)
+    incidents = [alert.incident for alert in outages.got]
+    assert len(set(incidents[:3])) == len(set(incidents[3:])) == 1
+    assert all(incidents)
+    assert incidents[0] != incidents[3]
+    assert len({alert.id for alert in outages.got}) == 6
+
+
+def test_a_blip_and_a_later_outage_are_two_incidents() -> None:
+    outages = Outages()
+    outages.fail()
+    outages.clock.now += 299
+    outages.open()  # soon after: more of the same
+    outages.clock.now += 5000
+    outages.recover()
+    outages.fail()
+    outages.clock.now += 300
+    outages.open()
+    first, second, third, blip, *last = [outages.got[i].incident for i in _upto(outages, 6)]
+    assert first == second == third
+    assert last == [last[0]] * 2
+    assert len({first, blip, last[0]}) == 3
+
+
+def _upto(outages: Outages, count: int) -> range:
+    outages.kinds(count)
+    return range(count)
+
+
+def test_alert_is_a_cloudevent() -> None:
+    outages = Outages()
+    outages.open()
+    outages.kinds(2)
+    alert = outages.got[1]
+    event = json.loads(json.dumps(alert.as_cloudevent()))
+    # The required attributes of CloudEvents 1.0, and the rules that it gives for their values.
+    assert event["specversion"] == "1.0"
+    assert event["id"] == alert.id
+    assert re.fullmatch(r"//[^/]+/alerts-test/\d+", event["source"])
+    assert event["type"] == "flask-redis-guard.breaker-open"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", event["time"])
+    moment = datetime.fromisoformat(event["time"].replace("Z", "+00:00"))
+    assert abs(moment.timestamp() - alert.at) < 0.01
+    assert all(re.fullmatch(r"[a-z0-9]{1,20}", name) for name in event)
+    assert event["subject"] == alert.incident
+    assert event["data"] == alert.as_dict()
 
 
 def test_failures_that_open_nothing_wait_for_the_cooldown() -> None:

@@ -9,8 +9,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from inspect import iscoroutine
 from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
 
 from flask_redis_guard.core.process import ProcessLock
 
@@ -46,6 +49,10 @@ class Alert:
     at: float
     #: The numbers behind the text.
     details: Mapping[str, Any] = field(default_factory=dict)
+    #: The same for all alerts of one outage as one process met it, recovery included.
+    incident: str = ""
+    #: Another one for each alert, and the same for each try to deliver it.
+    id: str = field(default_factory=lambda: uuid4().hex)
 
     def __str__(self) -> str:
         where = f"{self.app}, process {self.process} on {self.host}"
@@ -54,6 +61,24 @@ class Alert:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as what JSON can say."""
         return {**vars(self), "details": dict(self.details)}
+
+    def as_cloudevent(self) -> dict[str, Any]:
+        """Return the alert as a CloudEvent (version 1.0, JSON event format).
+
+        ``subject`` is the incident; ``source`` names host, app and process; what the alert says
+        is in ``data``.
+        """
+        at = datetime.fromtimestamp(self.at, timezone.utc)
+        return {
+            "specversion": "1.0",
+            "id": self.id,
+            "source": f"//{quote(self.host)}/{quote(self.app, safe='')}/{self.process}",
+            "type": f"flask-redis-guard.{self.kind}",
+            "subject": self.incident,
+            "time": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "datacontenttype": "application/json",
+            "data": self.as_dict(),
+        }
 
 
 Deliver = Callable[[Alert], object]

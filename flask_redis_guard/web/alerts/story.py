@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
 from flask import Flask
 
@@ -98,6 +99,7 @@ class Alerts:
         self._queue = DeliveryQueue(deliver, timeout)
         self._lock = ProcessLock()
         self._open = False
+        self._incident: str | None = None
         self._last_seen: dict[str, float] = {}
         self._sent: dict[str, deque[float]] = {kind: deque(maxlen=BURST) for kind in _WORDS}
         self._held: dict[str, tuple[float, Alert]] = {}
@@ -140,10 +142,12 @@ class Alerts:
     def _recovered(self, _: Flask, *, downtime: float) -> None:
         with self._lock:
             told = set(self._last_seen) - set(self._held)
+            alert = self._compose(RECOVERED, {"downtime": round(downtime)})
             self._held.clear()
             self._last_seen.clear()
+            self._incident = None
         if told:  # nobody needs to hear the end of what nobody heard of
-            self._queue.put(self._compose(RECOVERED, {"downtime": round(downtime)}))
+            self._queue.put(alert)
 
     # -- once, and not too often -------------------------------------------------------------------
 
@@ -152,6 +156,9 @@ class Alerts:
         now = self._clock()
         with self._lock:
             seen = self._last_seen.get(kind)
+            quiet = all(now - at >= self._cooldown for at in self._last_seen.values())
+            if quiet and not self._open:  # what came before, if anything did, is another incident
+                self._incident = None
             self._last_seen[kind] = now
             if seen is not None and (self._open or now - seen < self._cooldown):
                 return
@@ -178,6 +185,8 @@ class Alerts:
 
     def _compose(self, kind: str, details: dict[str, Any]) -> Alert:
         severity, title, text = _WORDS[kind]
+        if self._incident is None:
+            self._incident = uuid4().hex
         return Alert(
             kind,
             severity,
@@ -188,4 +197,5 @@ class Alerts:
             os.getpid(),
             time.time(),
             details,
+            self._incident,
         )
