@@ -99,11 +99,13 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation
         self.reason = reason
-        super().__init__(
-            "A service that this request depends on is temporarily unavailable.",
-            retry_after=max(1, math.ceil(retry_after)),
-        )
-        self.args = (operation, reason, self.retry_after)
+        super().__init__("A service that this request depends on is temporarily unavailable.")
+        self.wait(retry_after)
+
+    def wait(self, seconds: float) -> None:
+        """Say after how many seconds another try can make sense."""
+        self.retry_after = max(1, math.ceil(seconds))
+        self.args = (self.operation, self.reason, self.retry_after)
 
     def __str__(self) -> str:
         return f"Redis is unavailable for {self.operation} ({self.reason})"

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import redis
 from flask import Blueprint, Flask, request_started
 
-from flask_redis_guard import runtime, signals
+from flask_redis_guard import runtime
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
-from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.runtime import EXTENSION, Runtime
@@ -51,11 +50,11 @@ class RedisGuard:
         guarded = Runtime(app, Settings.load(app.config))
         metrics = _install_metrics(guarded)
         _install_alerts(guarded)
-        _feed_report(guarded)
+        _check_from_the_first_request(guarded)
         guarded.add(AppLimits(app, guarded.settings.default_limits, self._declared))
         app.extensions[EXTENSION] = guarded
         self._declared.claim()
-        refusals.install(app)
+        refusals.install(app, guarded.bus)
         ratelimit.install(app)
         websockets.install(app)
         _mount(guarded, metrics)
@@ -149,8 +148,6 @@ def _install_metrics(guarded: Runtime) -> Metrics | None:
         remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
         raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
     metrics = Metrics(guarded.app, guarded.gate)
-    guarded.on_limiter = metrics.watch_limiter
-    guarded.on_session_failed = metrics.session_failed
     guarded.add(metrics)
     return metrics
 
@@ -160,7 +157,8 @@ def _install_alerts(guarded: Runtime) -> None:
     if settings.alert_delivery is not None:
         guarded.add(
             Alerts(
-                guarded.app,
+                guarded.app.name,
+                guarded.bus,
                 settings.alert_delivery,
                 cooldown=settings.alert_cooldown_seconds,
                 timeout=settings.alert_timeout,
@@ -172,28 +170,14 @@ class _Receivers(list[Any]):
     """Receivers of signals, kept here because blinker keeps weak references only."""
 
 
-def _feed_report(guarded: Runtime) -> None:
-    """Feed the report, and let the first request of a process start the background check."""
-    app, report = guarded.app, guarded.report
-
-    def changed(_: Flask, *, current: CircuitState, **__: Any) -> None:
-        report.changed(current)
-
-    def refused(_: Flask, **__: Any) -> None:
-        report.refused()
-
-    def limited(_: Flask, *, decision: Decision, shadow: bool, **__: Any) -> None:
-        if not shadow:
-            report.limited(decision)
+def _check_from_the_first_request(guarded: Runtime) -> None:
+    """Let the first request of a process start the background check, whatever it needs."""
 
     def request_began(_: Flask, **__: Any) -> None:
         guarded.monitor.start()
 
-    request_started.connect(request_began, app)
-    signals.circuit_state_changed.connect(changed, app)
-    signals.request_refused.connect(refused, app)
-    signals.rate_limit_exceeded.connect(limited, app)
-    guarded.add(_Receivers((changed, refused, limited, request_began)))
+    request_started.connect(request_began, guarded.app)
+    guarded.add(_Receivers((request_began,)))
 
 
 def _mount(guarded: Runtime, metrics: Metrics | None) -> None:

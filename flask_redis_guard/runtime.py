@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
+from flask_redis_guard.events import Bus
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.places import PlaceKeeper
 from flask_redis_guard.limiting.slots import ConcurrencyLimiter
@@ -48,12 +49,10 @@ class Runtime:
         self._parts: dict[type[Any], Any] = {}
         self._making = ProcessLock()
         self._limiter: RateLimiter | None = None
-        #: Called with the rate limiter once it is made.
-        self.on_limiter: Callable[[RateLimiter], object] = lambda limiter: None
-        #: Called with what a session was to be used for when Redis could not serve it.
-        self.on_session_failed: Callable[[str], object] = lambda operation: None
+        #: Tells what happens in this app.
+        self.bus = bus = Bus()
         self.watch = OutageWatch(
-            self.send,
+            bus,
             alert_count=settings.failure_alert_count,
             window_seconds=settings.window_seconds,
             downtime_seconds=settings.downtime_alert_seconds,
@@ -67,31 +66,26 @@ class Runtime:
             open_seconds=settings.open_seconds,
             half_open_permits=settings.half_open_permits,
             lease_seconds=max(1.0, 4 * settings.timeout),
-            on_transition=self.watch.changed,
+            on_transition=bus.emit,
         )
         self.gate = Gate(
             self.breaker,
             settings.timeout,
             in_memory=settings.development,
             memory_only=settings.redis_url.startswith("memory://"),
-            watch=self.watch,
+            bus=bus,
         )
         self.client: redis.Redis = build_client(settings, self.gate)
         self.monitor = Monitor(
             lambda: self.client,
             self.gate,
-            self.watch,
             settings.key_prefix + "probe",
             settings.health_check_interval,
         )
-        self.gate.on_begin = self.monitor.start
         self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
+        signals.follow(bus, app)
         # Made here and not on first use: two of them would each know half of the connections.
         self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
-
-    def send(self, signal: Any, **event: Any) -> None:
-        """Send a signal with the app as the sender."""
-        signals.send(signal, self.app, **event)
 
     @property
     def limiter(self) -> RateLimiter:
@@ -106,15 +100,14 @@ class Runtime:
 
     def _make_limiter(self) -> RateLimiter:
         secret = self.app.secret_key
-        limiter = RateLimiter(
+        return RateLimiter(
             self.client,
             prefix=self.settings.key_prefix,
             secret=secret.encode() if isinstance(secret, str) else secret,
             denial_cache_size=self.settings.denial_cache_size,
             processes=self.settings.processes,
+            bus=self.bus,
         )
-        self.on_limiter(limiter)
-        return limiter
 
     @cached_property
     def concurrency(self) -> ConcurrencyLimiter:
@@ -129,8 +122,7 @@ class Runtime:
             prefix=self.settings.key_prefix,
             max_bytes=self.settings.session_max_bytes,
             max_per_user=self.settings.session_max_per_user,
-            on_unreadable=lambda reason: self.send(signals.session_unreadable, reason=reason),
-            on_failure=lambda operation: self.on_session_failed(operation),
+            bus=self.bus,
         )
 
     def diagnose(self) -> Iterator[Finding]:

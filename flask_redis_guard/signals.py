@@ -7,13 +7,15 @@ one raises is logged and changes nothing. No signal carries a key, a value, a UR
 
 from __future__ import annotations
 
-import logging
-from inspect import iscoroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from blinker import Namespace, Signal
 
-logger = logging.getLogger("flask_redis_guard")
+from flask_redis_guard import events
+from flask_redis_guard.events import Bus
+
+E = TypeVar("E")
 
 _signals = Namespace()
 
@@ -93,6 +95,40 @@ session_unreadable = _signals.signal(
 )
 
 
+def follow(bus: Bus, app: Any) -> None:
+    """Send the signals of what a bus tells, with the app as the sender.
+
+    :param bus: the app's events.
+    :param app: the Flask app.
+    """
+
+    def relay(kind: type[E], signal: Signal, read: Callable[[E], dict[str, Any]]) -> None:
+        bus.subscribe(kind, lambda event: send(signal, app, **read(event)))
+
+    relay(
+        events.Transition,
+        circuit_state_changed,
+        lambda event: {
+            "previous": event.previous,
+            "current": event.current,
+            "reason": event.reason,
+            "failure_count": event.failures,
+            "retry_after": event.open_for,
+        },
+    )
+    relay(events.RedisFailed, redis_failure, _fields)
+    relay(events.RedisRecovered, redis_recovered, _fields)
+    relay(events.FailureRateHigh, failure_rate_high, _fields)
+    relay(events.DowntimeExtended, downtime_extended, _fields)
+    relay(events.LimitExceeded, rate_limit_exceeded, _fields)
+    relay(events.RequestRefused, request_refused, _fields)
+    relay(events.SessionUnreadable, session_unreadable, _fields)
+
+
+def _fields(event: Any) -> dict[str, Any]:
+    return {name: getattr(event, name) for name in event.__slots__}
+
+
 def send(signal: Signal, app: Any, **event: Any) -> None:
     """Send a signal so that no receiver can disturb the sender or another receiver.
 
@@ -100,18 +136,12 @@ def send(signal: Signal, app: Any, **event: Any) -> None:
     :param app: the Flask app, the sender.
     :param event: the signal's parameters.
     """
-    if signal.is_muted:
+    if signal.is_muted or not signal.receivers:
         return
     interruption: BaseException | None = None
+    name = f"the signal {getattr(signal, 'name', '')!r}"
     for receiver in signal.receivers_for(app):
-        try:
-            result = receiver(app, **event)
-            if iscoroutine(result):
-                result.close()
-                raise TypeError("a receiver may not be async: nobody would await it")
-        except Exception:
-            logger.exception("A receiver of the signal %r failed", signal.name)  # type: ignore[attr-defined]
-        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: tell the others still
-            interruption = exc
+        _, raised = events.call(receiver, name, app, **event)
+        interruption = interruption or raised
     if interruption is not None:
         raise interruption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import Verdict, judge, judge_replies
 from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
-from flask_redis_guard.observe.outage import OutageWatch
+from flask_redis_guard.events import Bus, CallBegan, CallFinished, CallRefused, RedisFailed
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -28,7 +29,7 @@ class Gate:
     :param timeout: seconds for one operation, all its waiting together.
     :param in_memory: whether an in-memory store serves what Redis cannot (development only).
     :param memory_only: whether that store serves everything (``memory://``).
-    :param watch: follows failures and the first success after one.
+    :param bus: carries what happens to operations.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Gate:
         *,
         in_memory: bool = False,
         memory_only: bool = False,
-        watch: OutageWatch | None = None,
+        bus: Bus | None = None,
     ) -> None:
         self.breaker = breaker
         self.timeout = timeout
@@ -46,13 +47,7 @@ class Gate:
         self.memory_only = memory_only
         #: Whether the last operation was served by the in-memory store.
         self.serving_memory = memory_only
-        self._watch = watch
-        #: Called before each operation; the background monitor starts so in every process.
-        self.on_begin: Callable[[], object] | None = None
-        #: Called with each finished operation, its outcome and the error raised, if any.
-        self.on_finished: Callable[[Operation, Outcome, BaseException | None], object] | None = None
-        #: Called with the name of each operation that the breaker refused.
-        self.on_refused: Callable[[str], object] | None = None
+        self.bus = bus or Bus()
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None
 
@@ -102,14 +97,12 @@ class Gate:
 
         :raises CircuitOpen: where the breaker refuses.
         """
-        if self.on_begin is not None:
-            self.on_begin()
+        if self.bus.begins:
+            self.bus.emit(CallBegan(name))
         permit = self.breaker.try_acquire(probe=probe)
         if isinstance(permit, Refusal):
-            if self._watch is not None:
-                self._watch.tick()
-            if self.on_refused is not None:
-                self.on_refused(name)
+            if self.bus.refusals:
+                self.bus.emit(CallRefused(name))
             raise CircuitOpen(name, "circuit-open", permit.retry_after)
         return Operation(self, name, self.timeout, permit)
 
@@ -134,9 +127,11 @@ class Gate:
             self._end(operation, verdict.outcome, exc)
             return exc
         kind = RedisTimeout if verdict.reason == "timeout" else RedisUnavailable
-        self._settle(operation, verdict.outcome)
-        error = kind(operation.name, verdict.reason, self.breaker.retry_after)
+        error = kind(operation.name, verdict.reason)
         error.__cause__ = exc
+        self._settle(operation, verdict.outcome, error, error.wait)
+        if verdict.outcome is Outcome.NEUTRAL:
+            error.wait(self.breaker.retry_after)
         self._report(operation, verdict.outcome, error)
         return error
 
@@ -151,24 +146,34 @@ class Gate:
         return judge(exc)
 
     def _end(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
-        self._settle(operation, outcome)
+        self._settle(operation, outcome, exc)
         self._report(operation, outcome, exc)
 
-    def _settle(self, operation: Operation, outcome: Outcome) -> None:
-        if operation.permit is not None and not operation.settled:
-            operation.settled = True
+    def _settle(
+        self,
+        operation: Operation,
+        outcome: Outcome,
+        exc: BaseException | None = None,
+        tell_wait: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        if operation.permit is None or operation.settled:
+            return
+        operation.settled = True
+        if outcome is not Outcome.FAILURE or not isinstance(exc, RedisUnavailable):
             self.breaker.settle(operation.permit, outcome)
+            return
+        error = exc
+
+        def cause(failures: int, wait: float) -> RedisFailed:
+            tell_wait(wait)
+            return RedisFailed(error, failures)
+
+        self.breaker.settle(operation.permit, outcome, cause)
 
     def _report(self, operation: Operation, outcome: Outcome, exc: BaseException | None) -> None:
-        if operation.permit is None:
-            return
-        if self._watch is not None:
-            if outcome is Outcome.FAILURE and isinstance(exc, RedisUnavailable):
-                self._watch.failed(exc, self.breaker)
-            elif outcome is Outcome.SUCCESS and self._watch.failing:
-                self._watch.succeeded()
-        if self.on_finished is not None:
-            self.on_finished(operation, outcome, exc)
+        if self.bus.calls and operation.permit is not None:
+            seconds = time.monotonic() - operation.started
+            self.bus.emit(CallFinished(operation.name, outcome, seconds, exc))
 
     def _run_in_memory(self, name: str, call: Callable[[], T]) -> T:
         with Operation(self, name, self.timeout, None):

@@ -7,21 +7,94 @@ one permit, and a success changes nothing as long as no failure is pending.
 
 from __future__ import annotations
 
+import logging
+import os
 import random as _random
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
-from flask_redis_guard.core.announcer import Announcer
 from flask_redis_guard.core.arguments import check_counts, check_numbers
-from flask_redis_guard.core.leases import Leases
 from flask_redis_guard.core.process import ProcessLock
-from flask_redis_guard.core.states import CircuitState, Outcome, Permit, Refusal, Transition
-from flask_redis_guard.core.window import FailureWindow
 
 __all__ = ["CircuitBreaker", "CircuitState", "Outcome", "Permit", "Refusal", "Transition"]
 
+logger = logging.getLogger("flask_redis_guard")
+
+T = TypeVar("T")
+
+#: Makes what is announced from the failures in a row and the seconds to wait.
+Cause = Callable[[int, float], object]
+
 #: The open time is stretched by up to this part, so that many processes do not probe in step.
 JITTER = 0.1
+
+#: The window moves in steps of its own length divided by this.
+SLOTS = 10
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+class CircuitState(str, Enum):
+    """What the breaker does with a caller."""
+
+    CLOSED = "closed"  #: everybody passes
+    OPEN = "open"  #: nobody passes until the open time is over
+    HALF_OPEN = "half-open"  #: a limited number of probes passes
+    FORCED_OPEN = "forced-open"  #: an operator keeps everybody out
+    DISABLED = "disabled"  #: an operator lets everybody pass; outcomes are not counted
+
+    __str__ = str.__str__  # the bare value in logs and formats on every Python version
+
+
+class Outcome(Enum):
+    """What one finished call says about Redis."""
+
+    SUCCESS = "success"  #: the server answered
+    FAILURE = "failure"  #: Redis cannot serve
+    NEUTRAL = "neutral"  #: says nothing about Redis: the caller's mistake, a killed greenlet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Permit:
+    """Leave to make one call; hand it back with :meth:`CircuitBreaker.settle`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer of an open breaker; false in a boolean context."""
+
+    state: CircuitState
+    #: Seconds until asking again can make sense.
+    retry_after: float
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of state, announced after the fact and outside the lock."""
+
+    previous: CircuitState
+    current: CircuitState
+    #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``probes-succeeded``,
+    #: ``open-time-over`` or ``operator``.
+    reason: str
+    #: Failures that led here: consecutive ones, or those within the window.
+    failures: int
+    #: Seconds until the breaker lets a probe pass; 0 unless it opened.
+    open_for: float = 0.0
+
+
+# -- the breaker -----------------------------------------------------------------------------------
+
 
 _EVERYBODY_PASSES = (CircuitState.CLOSED, CircuitState.DISABLED)
 
@@ -40,8 +113,9 @@ class CircuitBreaker:
     :param lease_seconds: seconds after which a probe that was never settled gives its permit back.
     :param clock: monotonic time in seconds.
     :param random: uniform random numbers in [0, 1).
-    :param on_transition: called with each :class:`Transition`, in order, outside the lock. What it
-        raises is logged and changes nothing.
+    :param on_transition: where transitions are announced, in order, outside the lock, each after
+        what :meth:`settle` was told to have caused it. What it raises is logged and changes
+        nothing.
     :raises ValueError: if a number is out of its range.
     """
 
@@ -58,7 +132,7 @@ class CircuitBreaker:
         lease_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = _random.random,
-        on_transition: Callable[[Transition], object] | None = None,
+        on_transition: Callable[[Any], object] | None = None,
     ) -> None:
         check_counts(
             failure_threshold=failure_threshold,
@@ -77,7 +151,7 @@ class CircuitBreaker:
         self._open_seconds = open_seconds
         self._clock = clock
         self._random = random
-        self._announcer = Announcer(on_transition or (lambda transition: None))
+        self._announcer: Announcer[object] = Announcer(on_transition or (lambda _: None))
         self._lock = ProcessLock()
         self._state = CircuitState.CLOSED
         self._since = clock()
@@ -104,11 +178,13 @@ class CircuitBreaker:
         self._announcer.deliver()
         return answer
 
-    def settle(self, permit: Permit, outcome: Outcome) -> None:
+    def settle(self, permit: Permit, outcome: Outcome, cause: Cause | None = None) -> None:
         """End a call. A permit of an earlier generation, or an expired one, changes nothing.
 
         :param permit: what :meth:`try_acquire` gave.
         :param outcome: what the call says about Redis.
+        :param cause: makes what is announced ahead of the transition that this outcome causes, if
+            any. Called under the lock with the failures in a row and the seconds to wait.
         """
         if permit is self._shared and (
             (outcome is Outcome.SUCCESS and not self._pending)
@@ -116,12 +192,11 @@ class CircuitBreaker:
         ):
             return
         with self._lock:
-            if permit.generation == self._generation:
-                if self._state is CircuitState.CLOSED:
-                    if outcome is not Outcome.NEUTRAL:
-                        self._settle_closed(outcome is Outcome.FAILURE)
-                elif self._leases.end(permit, self._clock()):
-                    self._settle_probe(outcome)
+            effect = self._settle(permit, outcome)
+            if cause is not None:
+                self._announcer.add(cause(self._consecutive, self._wait()))
+            if effect is not None:
+                self._announcer.add(effect)
         self._announcer.deliver()
 
     @property
@@ -205,33 +280,47 @@ class CircuitBreaker:
 
     def _end_open_time(self) -> None:
         if self._state is CircuitState.OPEN and self._clock() >= self._open_until:
-            self._enter(CircuitState.HALF_OPEN, "open-time-over", self._consecutive)
+            transition = self._enter(CircuitState.HALF_OPEN, "open-time-over", self._consecutive)
+            if transition is not None:
+                self._announcer.add(transition)
 
-    def _settle_closed(self, failed: bool) -> None:
+    def _settle(self, permit: Permit, outcome: Outcome) -> Transition | None:
+        if permit.generation != self._generation:
+            return None
+        if self._state is CircuitState.CLOSED:
+            return None if outcome is Outcome.NEUTRAL else self._settle_closed(outcome)
+        return self._settle_probe(outcome) if self._leases.end(permit, self._clock()) else None
+
+    def _settle_closed(self, outcome: Outcome) -> Transition | None:
+        failed = outcome is Outcome.FAILURE
         calls, failures = self._window.add(self._clock(), failed)
         self._consecutive = self._consecutive + 1 if failed else 0
         self._pending = bool(failures)
         if self._consecutive >= self._failure_threshold:
-            self._enter(CircuitState.OPEN, "consecutive-failures", self._consecutive)
-        elif calls >= self._minimum_calls and failures >= self._failure_rate * calls and failed:
-            self._enter(CircuitState.OPEN, "failure-rate", failures)
+            return self._enter(CircuitState.OPEN, "consecutive-failures", self._consecutive)
+        if calls >= self._minimum_calls and failures >= self._failure_rate * calls and failed:
+            return self._enter(CircuitState.OPEN, "failure-rate", failures)
+        return None
 
-    def _settle_probe(self, outcome: Outcome) -> None:
+    def _settle_probe(self, outcome: Outcome) -> Transition | None:
         if outcome is Outcome.FAILURE:
             self._consecutive += 1
-            self._enter(CircuitState.OPEN, "probe-failed", self._consecutive)
-        elif outcome is Outcome.SUCCESS:
+            return self._enter(CircuitState.OPEN, "probe-failed", self._consecutive)
+        if outcome is Outcome.SUCCESS:
             self._successes += 1
             self._leases.end_reservation()
             if self._successes >= self._success_threshold:
-                self._enter(CircuitState.CLOSED, "probes-succeeded", 0)
+                return self._enter(CircuitState.CLOSED, "probes-succeeded", 0)
+        return None
 
     def _operate(self, state: CircuitState) -> None:
         with self._lock:
-            self._enter(state, "operator", self._consecutive)
+            transition = self._enter(state, "operator", self._consecutive)
+            if transition is not None:
+                self._announcer.add(transition)
         self._announcer.deliver()
 
-    def _enter(self, state: CircuitState, reason: str, failures: int) -> None:
+    def _enter(self, state: CircuitState, reason: str, failures: int) -> Transition | None:
         self._shared = None  # first: whoever is forked off in the middle shall not pass unasked
         previous, self._state = self._state, state
         self._since = now = self._clock()
@@ -246,5 +335,149 @@ class CircuitBreaker:
         self._pending = False
         self._window.clear()
         self._shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
-        if previous is not state:
-            self._announcer.add(Transition(previous, state, reason, failures, open_for))
+        if previous is state:
+            return None
+        return Transition(previous, state, reason, failures, open_for)
+
+
+# -- its parts -------------------------------------------------------------------------------------
+
+
+class Leases:
+    """A limited number of permits in flight, each for a limited time.
+
+    :param permits: how many at once.
+    :param seconds: after which one that was not ended is given to somebody else.
+    """
+
+    def __init__(self, permits: int, seconds: float) -> None:
+        self._permits = permits
+        self._seconds = seconds
+        self._expiry: dict[Permit, float] = {}
+        self._reservation = 0.0
+        self._reserved_until = 0.0
+
+    def begin(self, now: float) -> None:
+        """Forget all that are in flight, and reserve the first one anew."""
+        self._expiry.clear()
+        self._reserved_until = now + self._reservation
+
+    def reserve(self, seconds: float, now: float) -> None:
+        """Keep the first permit for the background monitor, for so long each time."""
+        self._reservation = seconds
+        self._reserved_until = min(self._reserved_until, now + seconds)
+
+    def end_reservation(self) -> None:
+        """Let users have permits at once."""
+        self._reserved_until = 0.0
+
+    def is_reserved(self, now: float) -> bool:
+        """Whether the first permit is still kept for the background monitor."""
+        return now < self._reserved_until
+
+    def grant(self, generation: int, now: float, *, probe: bool = False) -> Permit | None:
+        """Give a permit, or ``None`` while all are in flight or kept for the monitor's probe."""
+        if self.is_reserved(now) and not probe:
+            return None
+        for permit in [p for p, expires in self._expiry.items() if expires <= now]:
+            del self._expiry[permit]
+        if len(self._expiry) >= self._permits:
+            return None
+        permit = Permit(generation)
+        self._expiry[permit] = now + self._seconds
+        return permit
+
+    def end(self, permit: Permit, now: float) -> bool:
+        """Take a permit back.
+
+        :returns: whether it was in flight and in time.
+        """
+        expires = self._expiry.pop(permit, None)
+        return expires is not None and now < expires
+
+    def next_free(self, now: float) -> float:
+        """Return when, on the clock, users may have the next one at the latest."""
+        return max(self._reserved_until, min(list(self._expiry.values()), default=now))
+
+
+class FailureWindow:
+    """Count calls and failures over a sliding window of ten slots.
+
+    It holds nothing while there are no failures: the first failure starts it, and it is empty
+    again as soon as the last failure has left.
+
+    :param seconds: length of the window in seconds.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._slot_seconds = seconds / SLOTS
+        self._slots: deque[list[int]] = deque()  # [slot number, calls, failures], oldest first
+
+    def add(self, now: float, failed: bool) -> tuple[int, int]:
+        """Count one call.
+
+        :param now: monotonic time in seconds.
+        :param failed: whether it failed.
+        :returns: calls and failures within the window; ``(0, 0)`` when no failure is left in it.
+        """
+        slot = int(now // self._slot_seconds)
+        while self._slots and self._slots[0][0] <= slot - SLOTS:
+            self._slots.popleft()
+        if not self._slots or self._slots[-1][0] != slot:
+            self._slots.append([slot, 0, 0])
+        self._slots[-1][1] += 1
+        self._slots[-1][2] += failed
+        failures = sum(entry[2] for entry in self._slots)
+        if not failures:
+            self._slots.clear()
+            return 0, 0
+        return sum(entry[1] for entry in self._slots), failures
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._slots.clear()
+
+
+class Announcer(Generic[T]):
+    """Hand items to a callback one at a time, in the order in which they were added.
+
+    Whoever finds items waiting delivers them, unless somebody is at it already: then that one
+    goes on until none is left. So a callback may itself cause further items.
+
+    :param callback: receives each item; what it raises is logged and changes nothing.
+    """
+
+    def __init__(self, callback: Callable[[T], object]) -> None:
+        self._callback = callback
+        self._waiting: deque[T] = deque()
+        self._lock = ProcessLock()
+        self._busy_pid: int | None = None  # a pid: a fork meanwhile must not silence the child
+
+    def add(self, item: T) -> None:
+        """Queue an item; allowed under a caller's lock."""
+        self._waiting.append(item)
+
+    def deliver(self) -> None:
+        """Deliver what waits; to be called after the caller's lock was released."""
+        interruption: BaseException | None = None
+        while self._waiting:
+            with self._lock:
+                if self._busy_pid == os.getpid():
+                    break
+                self._busy_pid = os.getpid()
+            try:
+                while self._waiting:
+                    interruption = self._deliver_one() or interruption
+            finally:
+                self._busy_pid = None
+        if interruption is not None:
+            raise interruption
+
+    def _deliver_one(self) -> BaseException | None:
+        try:
+            self._callback(self._waiting.popleft())
+        except Exception:
+            logger.exception("A receiver of a circuit breaker transition failed")
+        except BaseException as exc:  # noqa: BLE001 - a killed greenlet: the rest must be told
+            return exc
+        return None

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flask_redis_guard.core.breaker import CircuitState
 from flask_redis_guard.core.process import ProcessLock
-from flask_redis_guard.core.states import CircuitState
 
 #: Seconds of one slot, and how many slots are kept: one hour.
 SLOT_SECONDS = 10

@@ -12,6 +12,7 @@ from redis.cluster import RedisCluster
 from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, told_time
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.events import Bus, LimitsDecided
 from flask_redis_guard.limiting.denials import DenialCache
 from flask_redis_guard.limiting.keys import KeyMaker, Limit, Rates, Subject, read_rates
 from flask_redis_guard.limiting.local import LocalLimiter
@@ -48,6 +49,7 @@ class RateLimiter:
     :param secret: keys the hash of subjects; see :class:`.keys.KeyMaker`.
     :param denial_cache_size: the most refusals remembered; 0 turns the memory off.
     :param processes: how many processes share each limit while :attr:`local` stands in.
+    :param bus: told of each decision.
     :param monotonic: clock of the denial cache, in seconds.
     :param server_time: replaces the server's clock, in microseconds. For tests only.
     """
@@ -60,6 +62,7 @@ class RateLimiter:
         secret: bytes | None = None,
         denial_cache_size: int = 10_000,
         processes: int = 1,
+        bus: Bus | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         server_time: Callable[[], int] | None = None,
     ) -> None:
@@ -68,8 +71,7 @@ class RateLimiter:
         self._server_time = server_time
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
-        #: Called with what :meth:`judge` was asked and what it decided.
-        self.on_judged: Callable[[Sequence[Charge], Sequence[Decision]], object] | None = None
+        self._bus = bus or Bus()
         #: Stands in where a limit says ``on_outage="local"``: the same methods, no Redis.
         self.local = LocalLimiter(self.keys, processes=processes)
 
@@ -125,8 +127,8 @@ class RateLimiter:
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
         decisions = self._judge(charges)
-        if self.on_judged is not None:
-            self.on_judged(charges, decisions)
+        if self._bus.decisions:
+            self._bus.emit(LimitsDecided(decisions, [charge.shadow for charge in charges]))
         return decisions
 
     def _judge(self, charges: Sequence[Charge]) -> list[Decision]:

@@ -8,14 +8,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from flask_redis_guard import signals
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transition
+from flask_redis_guard.core.breaker import CircuitState, Outcome, Transition
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.events import (
+    Bus,
+    CallFinished,
+    CallRefused,
+    DowntimeExtended,
+    FailureRateHigh,
+    RedisFailed,
+    RedisRecovered,
+    Tick,
+)
 
 logger = logging.getLogger("flask_redis_guard")
-
-OPENED = (CircuitState.OPEN, CircuitState.HALF_OPEN)
 
 
 class OutageWatch:
@@ -24,23 +31,23 @@ class OutageWatch:
     An outage begins with the first failure after a success, and ends when the breaker closes or,
     if it never opened, with the next success.
 
-    :param send: sends a signal: ``send(signal, **event)``.
-    :param alert_count: failures within the window that send ``failure_rate_high``.
+    :param bus: tells of failures and transitions, and is told what they come to.
+    :param alert_count: failures within the window that emit :class:`FailureRateHigh`.
     :param window_seconds: that window, in seconds.
-    :param downtime_seconds: age of an outage that sends ``downtime_extended``.
+    :param downtime_seconds: age of an outage that emits :class:`DowntimeExtended`.
     :param clock: monotonic time in seconds.
     """
 
     def __init__(
         self,
-        send: Callable[..., object],
+        bus: Bus,
         *,
         alert_count: int,
         window_seconds: float,
         downtime_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._send = send
+        self._bus = bus
         self._window_seconds = window_seconds
         self._downtime_seconds = downtime_seconds
         self._clock = clock
@@ -55,6 +62,9 @@ class OutageWatch:
         self.last_failure: RedisUnavailable | None = None
         #: When that was, in seconds since the epoch.
         self.last_failure_at = 0.0
+        bus.subscribe(RedisFailed, self._failed)
+        bus.subscribe(Transition, self._changed)
+        bus.subscribe(Tick, self._tick)
 
     @property
     def failing(self) -> bool:
@@ -67,9 +77,8 @@ class OutageWatch:
         began = self._began
         return 0.0 if began is None else self._clock() - began
 
-    def failed(self, error: RedisUnavailable, breaker: CircuitBreaker) -> None:
-        """Take note of a failure that was counted."""
-        now = self._clock()
+    def _failed(self, failure: RedisFailed) -> FailureRateHigh | None:
+        now, error = self._clock(), failure.error
         with self._lock:
             self.last_failure, self.last_failure_at = error, time.time()
             log = self._began is None and now >= self._quiet_until
@@ -84,62 +93,51 @@ class OutageWatch:
         if log:
             detail = {"operation": error.operation, "reason": error.reason}
             logger.error("Redis connection failed", extra=detail)
-        self._send(signals.redis_failure, error=error, failure_count=breaker.failure_count)
-        if alert:
-            self._send(
-                signals.failure_rate_high,
-                failures=self._recent.maxlen,
-                window_seconds=self._window_seconds,
-            )
+        if not alert:
+            return None
+        return FailureRateHigh(self._recent.maxlen or 0, self._window_seconds)
 
-    def succeeded(self) -> None:
-        """Take note of a success; it ends an outage unless the breaker is still to close."""
+    def _finished(self, call: CallFinished) -> RedisRecovered | None:
+        """A success ends an outage unless the breaker is still to close."""
+        if call.outcome is not Outcome.SUCCESS:
+            return None
         recovered: float | None = None
         with self._lock:
             if self._reset:
                 recovered = self._recover()
             elif not self._opened:
-                self._began = None
-        self._tell_recovered(recovered)
+                self._end()
+        return None if recovered is None else RedisRecovered(recovered)
 
-    def changed(self, transition: Transition) -> None:
-        """Log and signal a transition of the breaker."""
+    def _changed(self, transition: Transition) -> RedisRecovered | None:
         recovered: float | None = None
         with self._lock:  # before any receiver, which may be killed
             if transition.current is CircuitState.OPEN:
                 self._opened, self._reset = True, False
+                self._bus.subscribe(CallRefused, self._tick)
             elif transition.current in (CircuitState.CLOSED, CircuitState.DISABLED):
                 if transition.reason != "operator":
                     recovered = self._recover()
                 elif self._opened:  # an operator's word is no proof: the next success is
                     self._opened, self._reset = False, True
         _log(transition)
-        self._send(
-            signals.circuit_state_changed,
-            previous=transition.previous,
-            current=transition.current,
-            reason=transition.reason,
-            failure_count=transition.failures,
-            retry_after=transition.open_for,
-        )
-        self._tell_recovered(recovered)
+        return None if recovered is None else RedisRecovered(recovered)
 
-    def _tell_recovered(self, downtime: float | None) -> None:
-        if downtime is not None:
-            self._send(signals.redis_recovered, downtime=downtime)
-
-    def tick(self) -> None:
+    def _tick(self, _: object) -> DowntimeExtended | None:
         """Look at the clock: an outage that lasts is told of without any traffic."""
         if self._began is None or not self._opened:
-            return
+            return None
         with self._lock:
             due = self.downtime >= self._downtime_seconds and self._first("downtime")
-        if due:
-            logger.error("Redis has been down for more than %d seconds", self._downtime_seconds)
-            self._send(signals.downtime_extended, downtime=self.downtime)
+        if not due:
+            return None
+        self._bus.unsubscribe(CallRefused, self._tick)
+        logger.error("Redis has been down for more than %d seconds", self._downtime_seconds)
+        return DowntimeExtended(self.downtime)
 
     def _begin(self, now: float) -> None:
         self._began = now
+        self._bus.subscribe(CallFinished, self._finished)
         # What flickers without ever opening the breaker is one story, told once.
         if not self._recent or now - self._recent[-1] > self._window_seconds:
             self._told.clear()
@@ -150,9 +148,15 @@ class OutageWatch:
         self._told.add(what)
         return first
 
+    def _end(self) -> None:
+        self._began = None
+        self._bus.unsubscribe(CallFinished, self._finished)
+
     def _recover(self) -> float:
         downtime = self.downtime
-        self._began, self._opened, self._reset = None, False, False
+        self._end()
+        self._bus.unsubscribe(CallRefused, self._tick)
+        self._opened, self._reset = False, False
         self._told.clear()
         self._recent.clear()
         self._quiet_until = 0.0

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from redis.exceptions import NoPermissionError, RedisError
@@ -16,8 +15,8 @@ from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.core.breaker import CircuitState
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.events import CallBegan, Checked, Tick
 from flask_redis_guard.observe.advice import advise
-from flask_redis_guard.observe.outage import OutageWatch
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -27,34 +26,19 @@ PROBE_TTL = 60
 LEAST_INTERVAL = 1.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one check."""
-
-    healthy: bool
-    #: Milliseconds from asking to the answer; ``None`` where there was none.
-    latency_ms: float | None
-    #: When, on the monotonic clock, in seconds.
-    at: float
-
-
 class Monitor:
     """Check Redis in the background, in each process on its own.
 
     :param client: gives the client.
     :param gate: its gate.
-    :param watch: is asked to look at the clock at every turn.
     :param key: the probe's key. Writing tells more than ``PING``: a read-only replica, a full
         disk and a full memory all answer that.
     :param interval: seconds between checks; 0 for none in the background.
     """
 
-    def __init__(
-        self, client: Callable[[], Any], gate: Gate, watch: OutageWatch, key: str, interval: float
-    ) -> None:
+    def __init__(self, client: Callable[[], Any], gate: Gate, key: str, interval: float) -> None:
         self._client = client
         self._gate = gate
-        self._watch = watch
         self._key = key
         self.interval = interval
         self._pid: int | None = None
@@ -65,10 +49,9 @@ class Monitor:
         self._may_write = True
         self._asking = ProcessLock()
         self._in_flight: tuple[int, threading.Event] | None = None
-        self._last: Check | None = None
+        self._last: Checked | None = None
         self._advised: int | None = None
-        #: Called with the result of each check.
-        self.on_checked: Callable[[Check], object] | None = None
+        gate.bus.subscribe(CallBegan, self._began)
 
     @property
     def running(self) -> bool:
@@ -98,6 +81,9 @@ class Monitor:
             self._complained = False
             self._gate.breaker.reserve_probes(self.interval)
 
+    def _began(self, _: CallBegan) -> None:
+        self.start()
+
     def stop(self) -> None:
         """End the background checks of this process; a later operation does not restart them."""
         self.interval = 0
@@ -106,7 +92,7 @@ class Monitor:
             self._stop.set()
         self._pid = None
 
-    def check(self) -> Check:
+    def check(self) -> Checked:
         """Ask Redis now, through the breaker: one bounded operation."""
         started = time.monotonic()
         latency: float | None = None
@@ -116,12 +102,11 @@ class Monitor:
         except (RedisUnavailable, RedisError) as exc:
             # An error for an answer, such as NOPERM for PING too, is no proof that Redis serves.
             logger.debug("The check of Redis failed: %s", exc)
-        self._last = Check(latency is not None, latency, started)
-        if self.on_checked is not None:
-            self.on_checked(self._last)
-        return self._last
+        self._last = checked = Checked(latency is not None, latency, started)
+        self._gate.bus.emit(checked)
+        return checked
 
-    def latest(self) -> Check:
+    def latest(self) -> Checked:
         """Return the last check's result, made anew where it is older than the interval.
 
         While one caller checks, the others get the result before that, or wait for the first one:
@@ -147,9 +132,9 @@ class Monitor:
                 done.set()
         if self._last is None:
             others[1].wait(self._gate.timeout)
-        return self._last or Check(False, None, time.monotonic())
+        return self._last or Checked(False, None, time.monotonic())
 
-    def _fresh(self) -> Check | None:
+    def _fresh(self) -> Checked | None:
         last, interval = self._last, max(self.interval, LEAST_INTERVAL)
         recent = last is not None and time.monotonic() - last.at < 1.5 * interval
         return last if recent else None
@@ -192,7 +177,7 @@ class Monitor:
         # What needs two successes shall not wait for another interval.
         while healthy and breaker.state is CircuitState.HALF_OPEN and not stop.is_set():
             healthy = self.check().healthy
-        self._watch.tick()
+        self._gate.bus.emit(Tick())
 
     def _pause(self) -> float:
         breaker = self._gate.breaker

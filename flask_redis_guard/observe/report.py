@@ -11,12 +11,12 @@ from typing import Any
 import redis
 
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.core.breaker import CircuitState
-from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.timeline import SLOT_SECONDS, Timeline
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.events import Checked, LimitExceeded, RequestRefused
 from flask_redis_guard.observe.outage import OutageWatch
-from flask_redis_guard.observe.probe import Check, Monitor
+from flask_redis_guard.observe.probe import Monitor
 
 #: Limits that are counted one by one; rates that are computed could be without number.
 MOST_LIMITS = 100
@@ -44,24 +44,22 @@ class HealthReport:
         self._limited: Counter[str] = Counter()
         self._version: str | None = None
         self._version_asked_at: float | None = None
-        monitor.on_checked = lambda check: self.timeline.checked(check.latency_ms)
+        bus = gate.bus
+        bus.subscribe(Checked, lambda check: self.timeline.checked(check.latency_ms))
+        bus.subscribe(Transition, self._changed)
+        bus.subscribe(RequestRefused, lambda _: self.timeline.refused())
+        bus.subscribe(LimitExceeded, self._exceeded)
 
-    # -- what happens ----------------------------------------------------------------------------
-
-    def changed(self, state: CircuitState) -> None:
-        """Take note of a transition of the breaker."""
-        self.timeline.changed(state)
-        if state is not CircuitState.CLOSED:
+    def _changed(self, transition: Transition) -> None:
+        self.timeline.changed(transition.current)
+        if transition.current is not CircuitState.CLOSED:
             self._version = None  # what comes back may be another server
 
-    def refused(self) -> None:
-        """Take note of a request answered with 503."""
-        self.timeline.refused()
-
-    def limited(self, decision: Decision) -> None:
-        """Take note of a request answered with 429."""
+    def _exceeded(self, event: LimitExceeded) -> None:
+        if event.shadow:
+            return
         self.timeline.limited()
-        name = decision.rate.name or str(decision.rate)
+        name = event.decision.rate.name or str(event.decision.rate)
         known = name in self._limited or len(self._limited) < MOST_LIMITS
         self._limited[name if known else OTHER] += 1
 
@@ -126,7 +124,7 @@ class HealthReport:
         """Return the id of the process that speaks: another one may see it otherwise."""
         return os.getpid()
 
-    def _check(self) -> Check | None:
+    def _check(self) -> Checked | None:
         kept_out = (CircuitState.OPEN, CircuitState.FORCED_OPEN)
         return None if self._breaker.state in kept_out else self._monitor.latest()
 

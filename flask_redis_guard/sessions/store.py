@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from redis.cluster import RedisCluster
 
 from flask_redis_guard.client.script import ClientSource, Script, client_getter
 from flask_redis_guard.errors import RedisUnavailable, SessionTooLarge
+from flask_redis_guard.events import Bus, SessionFailed, SessionUnreadable
 from flask_redis_guard.sessions import ids
 from flask_redis_guard.sessions.codec import (
     Change,
@@ -41,8 +42,7 @@ class SessionStore:
     :param prefix: what every key begins with.
     :param max_bytes: of one session, all keys and values as they are stored.
     :param max_per_user: sessions of one user; one more ends the one that would expire first.
-    :param on_unreadable: told ``format`` or ``payload`` where what is stored is no session.
-    :param on_failure: told ``load``, ``save``, ``delete`` or ``revoke`` where Redis could not.
+    :param bus: told of what cannot be read, and of what Redis could not serve.
     """
 
     def __init__(
@@ -52,15 +52,13 @@ class SessionStore:
         prefix: str = "guard:",
         max_bytes: int = 65_536,
         max_per_user: int = 1000,
-        on_unreadable: Callable[[str], object] = lambda reason: None,
-        on_failure: Callable[[str], object] = lambda operation: None,
+        bus: Bus | None = None,
     ) -> None:
         self._client = client_getter(client)
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._max_per_user = max_per_user
-        self._on_unreadable = on_unreadable
-        self._on_failure = on_failure
+        self._bus = bus or Bus()
 
     @staticmethod
     def new_id(user_id: ids.UserId | None = None) -> str:
@@ -214,7 +212,7 @@ class SessionStore:
         try:
             return script.run(self._client(), keys, args)
         except RedisUnavailable:
-            self._on_failure(script.operation.rpartition(" ")[2].lower())
+            self._bus.emit(SessionFailed(script.operation.rpartition(" ")[2].lower()))
             raise
 
     def _check_size(self, fields: Fields) -> None:
@@ -244,4 +242,4 @@ class SessionStore:
             "A session in Redis cannot be read and counts as empty",
             extra={"reason": error.reason},
         )
-        self._on_unreadable(error.reason)
+        self._bus.emit(SessionUnreadable(error.reason))

@@ -8,9 +8,6 @@ a key or an endpoint's argument.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
-from typing import Any
 
 from flask import Flask
 from prometheus_client import (
@@ -24,14 +21,17 @@ from prometheus_client import (
     multiprocess,
 )
 
-from flask_redis_guard import signals
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.operation import Operation
-from flask_redis_guard.core.breaker import CircuitState, Outcome
+from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.limiting.plan import Charge
+from flask_redis_guard.events import (
+    CallFinished,
+    CallRefused,
+    LimitsDecided,
+    RequestRefused,
+    SessionFailed,
+)
 
 #: Distinct rates that get a label of their own; rates that are computed could be without number.
 MOST_RATES = 100
@@ -97,21 +97,13 @@ class Metrics:
         self._rates: set[str] = set()
         self._pid: int | None = None
         self._state: CircuitState | None = None
-        gate.on_finished = self._finished
-        gate.on_refused = self._refused_by_breaker
-        signals.circuit_state_changed.connect(self._changed, app)
-        signals.request_refused.connect(self._request_refused, app)
-
-    def watch_limiter(self, limiter: RateLimiter) -> None:
-        """Count the decisions of a limiter."""
-        limiter.on_judged = self._judged
-
-    def session_failed(self, operation: str) -> None:
-        """Count a session that could not be read or written.
-
-        :param operation: ``load``, ``save``, ``delete`` or ``revoke``.
-        """
-        SESSION_FAILURES.labels(self._app, operation).inc()
+        bus = gate.bus
+        bus.subscribe(CallFinished, self._finished)
+        bus.subscribe(CallRefused, self._refused_by_breaker)
+        bus.subscribe(Transition, self._changed)
+        bus.subscribe(RequestRefused, self._request_refused)
+        bus.subscribe(LimitsDecided, self._decided)
+        bus.subscribe(SessionFailed, self._session_failed)
 
     def scrape(self) -> tuple[bytes, str]:
         """Return the whole registry in Prometheus's text format, and its media type.
@@ -125,26 +117,25 @@ class Metrics:
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
-    def _finished(
-        self, operation: Operation, outcome: Outcome, error: BaseException | None
-    ) -> None:
+    def _finished(self, call: CallFinished) -> None:
         if self._pid != os.getpid():
             self._show_state()
-        reason = error.reason if isinstance(error, RedisUnavailable) else ""
-        CALLS.labels(self._app, outcome.value, reason).inc()
-        SECONDS.labels(self._app).observe(time.monotonic() - operation.started)
+        reason = call.error.reason if isinstance(call.error, RedisUnavailable) else ""
+        CALLS.labels(self._app, call.outcome.value, reason).inc()
+        SECONDS.labels(self._app).observe(call.seconds)
 
-    def _refused_by_breaker(self, _: str) -> None:
+    def _refused_by_breaker(self, _: CallRefused) -> None:
         CALLS.labels(self._app, "refused", "circuit-open").inc()
 
-    def _changed(
-        self, _: Flask, *, previous: CircuitState, current: CircuitState, **__: Any
-    ) -> None:
-        TRANSITIONS.labels(self._app, previous.value, current.value).inc()
+    def _changed(self, transition: Transition) -> None:
+        TRANSITIONS.labels(self._app, transition.previous.value, transition.current.value).inc()
         self._show_state()
 
-    def _request_refused(self, _: Flask, *, error: RedisUnavailable, **__: Any) -> None:
-        REFUSALS.labels(self._app, error.reason).inc()
+    def _request_refused(self, event: RequestRefused) -> None:
+        REFUSALS.labels(self._app, event.error.reason).inc()
+
+    def _session_failed(self, event: SessionFailed) -> None:
+        SESSION_FAILURES.labels(self._app, event.operation).inc()
 
     def _show_state(self) -> None:
         """Set this process's state; a forked process has none yet."""
@@ -153,15 +144,15 @@ class Metrics:
         for state in CircuitState:
             STATE.labels(self._app, state.value).set(state is current)
 
-    def _judged(self, charges: Sequence[Charge], decisions: Sequence[Decision]) -> None:
-        asked = list(zip(charges, decisions, strict=True))
-        refused = any(not d.allowed and not c.shadow for c, d in asked)
-        if refused and any(d.remembered for d in decisions):
+    def _decided(self, event: LimitsDecided) -> None:
+        asked = list(zip(event.decisions, event.shadow, strict=True))
+        refused = any(not decision.allowed and not shadow for decision, shadow in asked)
+        if refused and any(decision.remembered for decision in event.decisions):
             DENIAL_CACHE_HITS.labels(self._app).inc()
-        for charge, decision in asked:
+        for decision, shadow in asked:
             if decision.allowed and refused:
                 continue  # it had room, but nothing was charged to it
-            verdict = "allowed" if decision.allowed else "shadow" if charge.shadow else "denied"
+            verdict = "allowed" if decision.allowed else "shadow" if shadow else "denied"
             DECISIONS.labels(self._app, self._rate(decision), verdict).inc()
 
     def _rate(self, decision: Decision) -> str:

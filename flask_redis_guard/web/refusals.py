@@ -17,8 +17,8 @@ from flask.globals import request_ctx
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_set_header
 
-from flask_redis_guard import signals
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.events import Bus, RequestRefused
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -28,13 +28,14 @@ REFUSALS = (RedisUnavailable, RateLimitExceeded)
 _ANNOUNCED = "flask_redis_guard.announced"
 
 
-def install(app: Flask) -> None:
+def install(app: Flask, bus: Bus) -> None:
     """Put the net under one app's error handling.
 
     Flask documents both methods as points to override in a subclass; here they are overridden on
     the one instance, so that no other app is touched.
 
     :param app: the app.
+    :param bus: told of requests that are answered with 503.
     """
     handle_user_exception: Callable[..., Any] = app.handle_user_exception
     handle_exception: Callable[..., Response] = app.handle_exception
@@ -52,7 +53,7 @@ def install(app: Flask) -> None:
                 raise
             answer = error  # the app's own handler needs Redis as well
         response = keep_retry_after(app.make_response(answer), error)
-        announce(app, error, response)
+        announce(bus, error, response)
         return response
 
     def exception(*args: Any) -> Response:
@@ -63,7 +64,7 @@ def install(app: Flask) -> None:
             answer = user_exception(*args)
         except REFUSALS:
             answer = keep_retry_after(app.make_response(error), error)
-            announce(app, error, answer)
+            announce(bus, error, answer)
         except Exception as other:  # noqa: BLE001 - whatever the app's own handler raises
             return handle_exception(*args[:-1], other)
         _without_session(app)
@@ -145,8 +146,8 @@ def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExce
     return response
 
 
-def announce(app: Flask, error: RedisUnavailable | RateLimitExceeded, response: Response) -> None:
-    """Send ``request_refused``, once for a request that is answered with 503."""
+def announce(bus: Bus, error: RedisUnavailable | RateLimitExceeded, response: Response) -> None:
+    """Emit :class:`RequestRefused`, once for a request that is answered with 503."""
     if not isinstance(error, RedisUnavailable) or response.status_code != 503:
         return
     if has_request_context():
@@ -154,4 +155,4 @@ def announce(app: Flask, error: RedisUnavailable | RateLimitExceeded, response: 
             return
         request.environ[_ANNOUNCED] = True
     endpoint = request.endpoint if has_request_context() else None
-    signals.send(signals.request_refused, app, error=error, endpoint=endpoint)
+    bus.emit(RequestRefused(error, endpoint))

@@ -20,8 +20,8 @@ from flask_redis_guard import (
     ConfigurationError,
     RedisGuard,
     RedisUnavailable,
-    signals,
 )
+from flask_redis_guard.events import Bus, RedisFailed, RedisRecovered, Transition
 from flask_redis_guard.web.alerts.delivery import MOST_WAITING, DeliveryQueue
 from flask_redis_guard.web.alerts.story import BURST, Alert, Alerts
 from tests.support import GunicornApp, RedisServer, eventually
@@ -196,28 +196,21 @@ class Clock:
 
 
 class Outages:
-    """An app whose signals are sent by hand, and what it delivered."""
+    """Events that are emitted by hand, and what was delivered."""
 
     def __init__(self) -> None:
-        self.app = Flask("alerts-test")
+        self.bus = Bus()
         self.clock = Clock()
         self.got: list[Alert] = []
-        self.alerts = Alerts(self.app, self.got.append, cooldown=300, timeout=5, clock=self.clock)
+        self.alerts = Alerts(
+            "alerts-test", self.bus, self.got.append, cooldown=300, timeout=5, clock=self.clock
+        )
 
     def fail(self) -> None:
-        error = RedisUnavailable("GET", "connection")
-        signals.send(signals.redis_failure, self.app, error=error, failure_count=1)
+        self.bus.emit(RedisFailed(RedisUnavailable("GET", "connection"), 1))
 
     def move(self, previous: CircuitState, current: CircuitState) -> None:
-        signals.send(
-            signals.circuit_state_changed,
-            self.app,
-            previous=previous,
-            current=current,
-            reason="consecutive-failures",
-            failure_count=5,
-            retry_after=31.2,
-        )
+        self.bus.emit(Transition(previous, current, "consecutive-failures", 5, 31.2))
 
     def open(self) -> None:
         self.fail()
@@ -225,7 +218,7 @@ class Outages:
 
     def recover(self) -> None:
         self.move(CircuitState.OPEN, CircuitState.CLOSED)
-        signals.send(signals.redis_recovered, self.app, downtime=12.3)
+        self.bus.emit(RedisRecovered(12.3))
 
     def kinds(self, count: int) -> list[str]:
         """What was delivered, once there is as much; the last one proves that no more came."""

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from flask import Flask, request
 
-from flask_redis_guard import CircuitOpen, ConfigurationError, RedisGuard, rate_limit_exceeded
+from flask_redis_guard import CircuitOpen, ConfigurationError, RedisGuard, runtime
 from flask_redis_guard.core.breaker import Outcome, Permit
+from flask_redis_guard.events import LimitExceeded
 from flask_redis_guard.runtime import Runtime
 from tests.support import GunicornApp, RedisServer, SilentServer, eventually
 
@@ -319,9 +320,9 @@ def test_limits_are_counted_by_rate(redis_server: RedisServer) -> None:
         limiter = RedisGuard().limiter
         limiter.hit("1/minute", "a")
         decision = limiter.hit("1/minute", "a")
-    event: dict[str, Any] = {"decision": decision, "endpoint": None, "scope": ""}
-    rate_limit_exceeded.send(app, **event, shadow=False)
-    rate_limit_exceeded.send(app, **event, shadow=True)
+    bus = runtime.of(app).bus
+    bus.emit(LimitExceeded(decision, None, "", shadow=False))
+    bus.emit(LimitExceeded(decision, None, "", shadow=True))
     client: Any = app.test_client()
     details = client.get(f"{PREFIX}/detailed", headers=BEARER).json["details"]
     assert details["limited"] == {"1/minute": 1}

@@ -8,6 +8,7 @@ from flask import Flask
 
 from flask_redis_guard import RedisGuard, RedisUnavailable
 from flask_redis_guard.client.transport.connections import knows_pushes
+from flask_redis_guard.events import CallFinished
 
 #: The versions of the protocol that the guard accepts with this parser.
 PROTOCOLS = (2, 3) if knows_pushes() else (2,)
@@ -38,11 +39,11 @@ class Guarded:
         self.gate: Any = self.client.gate
         #: Name, outcome and reason of each finished operation.
         self.finished: list[tuple[str, str, str | None]] = []
-        self.gate.on_finished = self._note
+        self.gate.bus.subscribe(CallFinished, self._note)
 
-    def _note(self, operation: Any, outcome: Any, error: BaseException | None) -> None:
-        reason = error.reason if isinstance(error, RedisUnavailable) else None
-        self.finished.append((operation.name, outcome.value, reason))
+    def _note(self, call: CallFinished) -> None:
+        reason = call.error.reason if isinstance(call.error, RedisUnavailable) else None
+        self.finished.append((call.operation, call.outcome.value, reason))
 
     def close(self) -> None:
         """Close its connections."""

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_redis_guard.core.announcer import Announcer
-from flask_redis_guard.core.leases import Leases
+from flask_redis_guard.core.breaker import SLOTS, Announcer, FailureWindow, Leases
 from flask_redis_guard.core.process import ProcessLock
-from flask_redis_guard.core.window import SLOTS, FailureWindow
 
 # -- announcer -----------------------------------------------------------------------------------
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
+from flask import Flask
 
+from flask_redis_guard import signals
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Outcome, Permit
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.events import Bus, CallFinished, RedisFailed, Tick
 from flask_redis_guard.observe.outage import OutageWatch
 from tests.unit.clock import FakeClock
 
@@ -19,9 +23,15 @@ class Story:
     def __init__(self, threshold: int = 3) -> None:
         self.clock = FakeClock()
         self.sent: list[tuple[str, dict[str, Any]]] = []
+        self.bus = Bus()
         self.watch = OutageWatch(
-            self._send, alert_count=4, window_seconds=10, downtime_seconds=60, clock=self.clock
+            self.bus, alert_count=4, window_seconds=10, downtime_seconds=60, clock=self.clock
         )
+        app = Flask("story")
+        signals.follow(self.bus, app)
+        self._receivers = [partial(self._send, signal) for signal in signals._signals.values()]
+        for signal, receiver in zip(signals._signals.values(), self._receivers, strict=True):
+            signal.connect(receiver, app)
         self.breaker = CircuitBreaker(
             failure_threshold=threshold,
             failure_rate=1.0,
@@ -29,21 +39,21 @@ class Story:
             success_threshold=1,
             clock=self.clock,
             random=lambda: 0.0,
-            on_transition=self.watch.changed,
+            on_transition=self.bus.emit,
         )
 
-    def _send(self, signal: Any, **event: Any) -> None:
+    def _send(self, signal: Any, _: Flask, **event: Any) -> None:
         self.sent.append((signal.name, event))
 
     def call(self, outcome: Outcome) -> None:
-        """As the gate does: settle first, then report."""
+        """As the gate does."""
         permit = self.breaker.try_acquire()
         assert isinstance(permit, Permit)
-        self.breaker.settle(permit, outcome)
-        if outcome is Outcome.FAILURE:
-            self.watch.failed(RedisUnavailable("GET", "connection"), self.breaker)
-        elif self.watch.failing:
-            self.watch.succeeded()
+        error = RedisUnavailable("GET", "connection")
+        failed = outcome is Outcome.FAILURE
+        cause = (lambda failures, wait: RedisFailed(error, failures)) if failed else None
+        self.breaker.settle(permit, outcome, cause)
+        self.bus.emit(CallFinished("GET", outcome, 0.01))
 
     def fail(self, times: int) -> None:
         for _ in range(times):
@@ -140,11 +150,11 @@ def test_long_downtime_is_told_once_for_each_outage(caplog: pytest.LogCaptureFix
     for _ in range(2):
         story.fail(3)
         story.clock.advance(29)
-        story.watch.tick()
+        story.bus.emit(Tick())
         assert "downtime-extended" not in story.names()
         story.clock.advance(31)
-        story.watch.tick()
-        story.watch.tick()
+        story.bus.emit(Tick())
+        story.bus.emit(Tick())
         assert story.names().count("downtime-extended") == 1
         assert "Redis has been down for more than 60 seconds" in caplog.text
         story.call(Outcome.SUCCESS)
@@ -185,21 +195,19 @@ def test_operator_modes_without_an_outage_recover_nothing(
 def test_success_of_an_earlier_call_does_not_end_an_open_outage() -> None:
     story = Story()
     story.fail(3)
-    story.watch.succeeded()
+    story.bus.emit(CallFinished("GET", Outcome.SUCCESS, 0.01))
     assert story.watch.failing
 
 
 def test_killed_receiver_leaves_the_story_right() -> None:
     story = Story(threshold=1)
-    sent, kill = story._send, [True]
+    kill = [False] * 5 + [True]
 
-    def send(signal: Any, **event: Any) -> None:
-        sent(signal, **event)
-        if signal.name == "circuit-state-changed" and kill.pop() is True:
+    def killed(_: Flask, **event: Any) -> None:
+        if kill.pop():
             raise KeyboardInterrupt
 
-    story.watch._send = send
-    kill.extend([False] * 5 + [True])
+    signals.circuit_state_changed.connect(killed)
     with pytest.raises(KeyboardInterrupt):
         story.fail(1)
     story.clock.advance(30)

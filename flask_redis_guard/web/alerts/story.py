@@ -16,11 +16,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
-from flask import Flask
-
-from flask_redis_guard import signals
-from flask_redis_guard.core.breaker import CircuitState
+from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.events import (
+    Bus,
+    DowntimeExtended,
+    FailureRateHigh,
+    RedisFailed,
+    RedisRecovered,
+)
 from flask_redis_guard.web.alerts.delivery import Alert, Deliver, DeliveryQueue
 
 __all__ = ["Alert", "Alerts"]
@@ -73,9 +77,10 @@ _WORDS: Mapping[str, tuple[str, str, str]] = {
 
 
 class Alerts:
-    """Turn signals of one app into messages, and hand these to a deliverer.
+    """Turn events of one app into messages, and hand these to a deliverer.
 
-    :param app: the app.
+    :param app: the app's name.
+    :param bus: tells what happens.
     :param deliver: takes an :class:`Alert`. Raising, or returning ``False``, means that it was not
         delivered; it is tried again until it is.
     :param cooldown: seconds for which a kind that was told is not told again, unless Redis has
@@ -86,7 +91,8 @@ class Alerts:
 
     def __init__(
         self,
-        app: Flask,
+        app: str,
+        bus: Bus,
         deliver: Deliver,
         *,
         cooldown: float,
@@ -103,46 +109,41 @@ class Alerts:
         self._last_seen: dict[str, float] = {}
         self._sent: dict[str, deque[float]] = {kind: deque(maxlen=BURST) for kind in _WORDS}
         self._held: dict[str, tuple[float, Alert]] = {}
-        # Held here, for blinker keeps weak references only.
-        self._receivers: dict[Any, Callable[..., None]] = {
-            signals.redis_failure: self._failed,
-            signals.circuit_state_changed: self._changed,
-            signals.failure_rate_high: self._rate_high,
-            signals.downtime_extended: self._extended,
-            signals.redis_recovered: self._recovered,
-        }
-        for signal, receiver in self._receivers.items():
-            signal.connect(receiver, app)
+        bus.subscribe(RedisFailed, self._failed)
+        bus.subscribe(Transition, self._changed)
+        bus.subscribe(FailureRateHigh, self._rate_high)
+        bus.subscribe(DowntimeExtended, self._extended)
+        bus.subscribe(RedisRecovered, self._recovered)
 
-    # -- what the signals say ----------------------------------------------------------------------
+    # -- what happens -----------------------------------------------------------------------------
 
-    def _failed(self, _: Flask, *, error: Any, failure_count: int) -> None:
+    def _failed(self, event: RedisFailed) -> None:
         self._release()
+        error = event.error
         self._raise(CONNECTION_FAILED, reason=error.reason, operation=error.operation)
 
-    def _changed(
-        self, _: Flask, *, current: CircuitState, previous: CircuitState, **event: Any
-    ) -> None:
+    def _changed(self, transition: Transition) -> None:
+        current = transition.current
         self._open = current not in (CircuitState.CLOSED, CircuitState.DISABLED)
         self._release()
         if current is CircuitState.OPEN:
             self._raise(
                 BREAKER_OPEN,
-                reason=event["reason"],
-                failure_count=event["failure_count"],
-                retry_after=math.ceil(event["retry_after"]),
+                reason=transition.reason,
+                failure_count=transition.failures,
+                retry_after=math.ceil(transition.open_for),
             )
 
-    def _rate_high(self, _: Flask, *, failures: int, window_seconds: float) -> None:
-        self._raise(FAILURE_RATE_HIGH, failures=failures, window_seconds=window_seconds)
+    def _rate_high(self, event: FailureRateHigh) -> None:
+        self._raise(FAILURE_RATE_HIGH, failures=event.failures, window_seconds=event.window_seconds)
 
-    def _extended(self, _: Flask, *, downtime: float) -> None:
-        self._raise(DOWNTIME_EXTENDED, downtime=round(downtime))
+    def _extended(self, event: DowntimeExtended) -> None:
+        self._raise(DOWNTIME_EXTENDED, downtime=round(event.downtime))
 
-    def _recovered(self, _: Flask, *, downtime: float) -> None:
+    def _recovered(self, event: RedisRecovered) -> None:
         with self._lock:
             told = set(self._last_seen) - set(self._held)
-            alert = self._compose(RECOVERED, {"downtime": round(downtime)})
+            alert = self._compose(RECOVERED, {"downtime": round(event.downtime)})
             self._held.clear()
             self._last_seen.clear()
             self._incident = None
@@ -192,7 +193,7 @@ class Alerts:
             severity,
             title,
             text.format(**details),
-            self._app.name,
+            self._app,
             socket.gethostname(),
             os.getpid(),
             time.time(),

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from flask import has_request_context, request
 from werkzeug.wrappers import Response
 
-from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.events import LimitExceeded
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Lease
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import refusing_errors, unavailable
@@ -102,13 +102,7 @@ def acquire(limit: int, key: Key, lease: int, on_outage: str, scope: str) -> Lea
         raise unavailable(exc)  # noqa: B904 - the same one
     if isinstance(answer, Decision):
         endpoint = request.endpoint if has_request_context() else None
-        runtime.send(
-            signals.rate_limit_exceeded,
-            decision=answer,
-            endpoint=endpoint,
-            scope=scope,
-            shadow=False,
-        )
+        runtime.bus.emit(LimitExceeded(answer, endpoint, scope))
         raise RateLimitExceeded(answer)
     return answer
 

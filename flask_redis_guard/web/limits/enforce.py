@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from flask import has_request_context, request
 from werkzeug.exceptions import HTTPException
 
-from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Decision
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.events import LimitExceeded
 from flask_redis_guard.limiting.plan import Charge
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import Limit, refusing_errors, unavailable
@@ -143,13 +143,7 @@ def refuse(runtime: Runtime, judged: Iterable[Judged], endpoint: str | None) -> 
             continue
         if not limit.shadow:
             refused.append(decision)
-        runtime.send(
-            signals.rate_limit_exceeded,
-            decision=decision,
-            endpoint=endpoint,
-            scope=charge.scope,
-            shadow=limit.shadow,
-        )
+        runtime.bus.emit(LimitExceeded(decision, endpoint, charge.scope, limit.shadow))
     if refused:
         raise RateLimitExceeded(max(refused, key=lambda decision: decision.retry_after))
 

@@ -6,9 +6,9 @@ import importlib.util
 import logging
 from dataclasses import InitVar, dataclass, field, replace
 
-from flask_redis_guard import signals
 from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.events import LimitExceeded, RequestRefused
 from flask_redis_guard.limiting.places import Place, Refusal
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT
 from flask_redis_guard.runtime import Runtime
@@ -98,13 +98,7 @@ class ConnectionPolicy:
             raise unavailable(error)  # noqa: B904 - the same one
         if refused is None:
             return place
-        runtime.send(
-            signals.rate_limit_exceeded,
-            decision=refused,
-            endpoint=endpoint,
-            scope=place.scope,
-            shadow=self.shadow,
-        )
+        runtime.bus.emit(LimitExceeded(refused, endpoint, place.scope, self.shadow))
         if self.shadow:
             return None
         raise RateLimitExceeded(refused)
@@ -154,13 +148,7 @@ class MessageLimits:
 def announce_lost(runtime: Runtime, place: Place, error: Refusal, endpoint: str | None) -> None:
     """Send the signal of a connection that loses its place."""
     if isinstance(error, RateLimitExceeded):
-        runtime.send(
-            signals.rate_limit_exceeded,
-            decision=error.decision,
-            endpoint=endpoint,
-            scope=place.scope,
-            shadow=False,
-        )
+        runtime.bus.emit(LimitExceeded(error.decision, endpoint, place.scope))
     else:
         announce_outage(runtime, error, endpoint)
 
@@ -168,7 +156,7 @@ def announce_lost(runtime: Runtime, place: Place, error: Refusal, endpoint: str 
 def announce_outage(runtime: Runtime, error: Refusal, endpoint: str | None) -> None:
     """Send ``request_refused`` where Redis's absence closes a connection."""
     if isinstance(error, RedisUnavailable):
-        runtime.send(signals.request_refused, error=error, endpoint=endpoint)
+        runtime.bus.emit(RequestRefused(error, endpoint))
 
 
 def closing(error: Refusal) -> tuple[int, str]:
