@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from traceback import walk_tb
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
+from click import ClickException
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
 
@@ -28,8 +30,10 @@ class GuardError(Exception):
     """The base of everything this package raises on purpose."""
 
 
-class ConfigurationError(GuardError, ValueError):
+class ConfigurationError(GuardError, ClickException, ValueError):
     """A setting that cannot be honoured; raised by ``init_app`` or by a decorator.
+
+    The ``flask`` command shows it as one line that names the place, instead of a traceback.
 
     :param key: the setting or argument.
     :param value: what it was, already without secrets.
@@ -37,11 +41,20 @@ class ConfigurationError(GuardError, ValueError):
     """
 
     def __init__(self, key: str, value: object, accepted: str) -> None:
-        super().__init__(key, value, accepted)
+        ClickException.__init__(self, accepted)
+        self.args = (key, value, accepted)
         self.key, self.value, self.accepted = key, value, accepted
 
     def __str__(self) -> str:
         return f"{self.key} is {self.value!r}; accepted: {self.accepted}"
+
+    def format_message(self) -> str:
+        """Return the line for the command line: what is wrong, and where it was said."""
+        place = ""
+        for frame, line in walk_tb(self.__traceback__):
+            if not frame.f_globals.get("__name__", "").startswith("flask_redis_guard."):
+                place = f" ({frame.f_code.co_filename}, line {line})"
+        return f"{self}{place}"
 
 
 class SessionTooLarge(GuardError, ValueError):

@@ -133,7 +133,8 @@ class Runtime:
             self.limiter.reset("1000/minute", "check", scope="redis-guard check")
 
         key = self.settings.key_prefix + "probe:check"
-        return diagnose(self.gate, lambda: self.client, key, run_scripts)
+        url = self.settings.redis_url
+        return diagnose(self.gate, lambda: self.client, key, run_scripts, url)
 
     def add(self, part: object) -> None:
         """Keep what a feature above needs for this app; :meth:`part` finds it by its type."""

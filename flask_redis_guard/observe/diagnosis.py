@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis
 
 from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.topology.urls import parse_topology
 from flask_redis_guard.errors import RedisUnavailable
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -22,7 +27,7 @@ OLDEST = (6, 0)
 #: What to do about a failure, by its reason.
 _REMEDIES = {
     "timeout": "nobody answered in time; see REDIS_GUARD_TIMEOUT, the network, a hung server",
-    "connection": "nobody listens there, or the connection was cut; see REDIS_URL",
+    "connection": "see REDIS_URL",
     "authentication": "the server does not take this user and password; see REDIS_URL",
     "handshake": "the server refused the handshake; see the database number in REDIS_URL",
     "read-only": "this server is a read-only replica; name the primary",
@@ -55,7 +60,7 @@ class _Step(Exception):
 
 
 def diagnose(
-    gate: Gate, client: Callable[[], Any], key: str, run_scripts: Callable[[], object]
+    gate: Gate, client: Callable[[], Any], key: str, run_scripts: Callable[[], object], url: str
 ) -> Iterator[Finding]:
     """Go through all steps; without a connection the others are left out.
 
@@ -63,6 +68,7 @@ def diagnose(
     :param client: gives the client.
     :param key: a key that may be written and deleted.
     :param run_scripts: runs the limiter's scripts; raises if Redis does not.
+    :param url: where Redis is; its hosts are looked at one by one where there is no connection.
     """
     if gate.memory_only:
         yield Finding("connection", WARN, "REDIS_URL is memory://: there is no Redis to check")
@@ -76,20 +82,21 @@ def diagnose(
         "clock": lambda: _clock(client()),
     }
     for step, call in steps.items():
-        finding = _run(gate, step, call)
+        finding = _run(gate, step, call, url)
         yield finding
         if step == "connection" and finding.status == FAIL:
             return
 
 
-def _run(gate: Gate, step: str, call: Callable[[], str]) -> Finding:
+def _run(gate: Gate, step: str, call: Callable[[], str], url: str) -> Finding:
     try:
         return Finding(step, PASS, gate.run("CHECK", call, probe=True))
     except _Step as result:
         return Finding(step, result.status, result.text)
     except RedisUnavailable as error:
         remedy = _REMEDIES.get(error.reason, "see the documentation's table of reasons")
-        return Finding(step, FAIL, f"{error.reason}: {remedy}")
+        seen = _look_at(url, gate.timeout) if step == "connection" else []
+        return Finding(step, FAIL, f"{error.reason}: {'; '.join([*seen, remedy])}")
     except redis.exceptions.NoPermissionError:
         # What is told only needs to be known; what must work fails above as "rejected".
         status = FAIL if step in ("connection", "write") else WARN
@@ -162,3 +169,88 @@ def _each_node(info: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the answer, or on Cluster the answers, to INFO."""
     values = list(info.values())
     return values if values and all(isinstance(value, dict) for value in values) else [info]
+
+
+# -- why there is no connection: one look at each host, without the client ---------------------
+
+#: Hosts that are looked at, and the seconds that one of them may take at least.
+_MOST_HOSTS = 6
+_PATIENCE = 2.0
+
+
+def _look_at(url: str, timeout: float) -> list[str]:
+    """Return what is found at each of the hosts in the URL; nothing of the login is sent."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return [_look_at_path(unquote(parts.path))]
+    if "+" in parts.scheme:
+        hosts = parse_topology(url).hosts[:_MOST_HOSTS]
+    else:
+        hosts = ((unquote(parts.hostname or "localhost"), parts.port or 6379),)
+    tls, patience = parts.scheme.startswith("rediss"), max(_PATIENCE, timeout)
+    return [_look_at_host(host, port, tls, patience) for host, port in hosts]
+
+
+def _look_at_path(path: str) -> str:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(_PATIENCE)
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return f"there is no socket {path}"
+        except OSError as exc:
+            return f"{path}: {exc.strerror or exc}"
+    return f"{path} accepts connections"
+
+
+def _look_at_host(host: str, port: int, tls: bool, patience: float) -> str:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        answer = _plain_answer(host, port, patience)
+    except socket.gaierror:
+        return f"the name {host} does not resolve: is it misspelt?"
+    except ConnectionRefusedError:
+        return f"nobody listens at {where}"
+    except TimeoutError:
+        return f"{where} does not answer: a wrong address, or a packet filter on the way"
+    except OSError as exc:
+        return f"{where} cannot be reached: {exc.strerror or exc}"
+    if re.match(rb"[+-][A-Z]", answer):
+        hint = ", but without TLS: write redis:// for rediss://" if tls else ""
+        return f"{where} answers as Redis does{hint}"
+    speaks = _speaks_tls(host, port, patience)
+    if speaks and not tls:
+        return f"{where} speaks TLS: write rediss:// for redis://"
+    if speaks:
+        return f"{where} speaks TLS: look at its certificate, and at the ssl_ options of the URL"
+    if answer:
+        return f"what answers at {where} is no Redis: look at the port"
+    return f"{where} accepts connections and says nothing: a hung server, or no Redis"
+
+
+def _plain_answer(host: str, port: int, patience: float) -> bytes:
+    """Return what is answered to a PING without TLS and without a login.
+
+    :raises OSError: where nothing can be connected to.
+    """
+    with socket.create_connection((host, port), patience) as probe:
+        try:
+            probe.sendall(b"PING\r\n")
+            return probe.recv(64)
+        except OSError:
+            return b""
+
+
+def _speaks_tls(host: str, port: int, patience: float) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # only asked whether it speaks it at all
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), patience) as probe,
+            context.wrap_socket(probe, server_hostname=host),
+        ):
+            return True
+    except ssl.SSLError as exc:  # it may insist on a certificate of ours
+        return "ALERT" in str(exc.reason) or "CERTIFICATE" in str(exc.reason)
+    except OSError:
+        return False

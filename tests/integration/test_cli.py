@@ -19,7 +19,14 @@ from click.testing import Result
 from flask import Flask
 
 from flask_redis_guard import RedisGuard
-from tests.support import GunicornApp, RedisServer, SilentServer, eventually
+from tests.support import (
+    GunicornApp,
+    Proxy,
+    RedisServer,
+    SilentServer,
+    TLSIdentity,
+    eventually,
+)
 from tests.support.faults import LoopbackServer
 
 TOKEN = "command-test-token-0123456789"
@@ -78,6 +85,74 @@ def test_check_without_a_server_says_what_to_look_at(own_server: RedisServer) ->
         result = run(own_server.url, "check", ENVIRONMENT=environment)
         assert result.exit_code == 1
         assert result.output.startswith("fail  connection  connection: nobody listens")
+
+
+def test_check_names_a_host_that_does_not_resolve() -> None:
+    for url in (
+        "redis://:hunter2@no-such-host.invalid:7000/0",
+        "redis+sentinel://:hunter2@no-such-host.invalid:1,127.0.0.1:1/main",
+        "redis+cluster://:hunter2@127.0.0.1:1,no-such-host.invalid",
+    ):
+        result = run(url, "check", REDIS_GUARD_TIMEOUT=2)
+        assert result.exit_code == 1
+        assert "the name no-such-host.invalid does not resolve: is it misspelt?" in result.output
+        assert result.output.count("\n") == 1
+        assert "hunter2" not in result.output
+
+
+def test_check_tells_tls_from_none(redis_server: RedisServer, tmp_path: Path) -> None:
+    result = run(f"rediss://:hunter2@127.0.0.1:{redis_server.port}/0", "check")
+    assert result.exit_code == 1
+    where = f"127.0.0.1:{redis_server.port}"
+    assert f"{where} answers as Redis does, but without TLS: write redis://" in result.output
+    with Proxy(redis_server.port, tls=TLSIdentity(str(tmp_path))) as proxy:
+        result = run(f"redis://127.0.0.1:{proxy.port}/0", "check")
+        assert f"127.0.0.1:{proxy.port} speaks TLS: write rediss:// for redis://" in result.output
+        result = run(f"rediss://127.0.0.1:{proxy.port}/0", "check")  # nobody knows its authority
+        assert "speaks TLS: look at its certificate" in result.output
+    assert "hunter2" not in result.output
+
+
+def test_check_names_a_socket_that_is_not_there(tmp_path: Path) -> None:
+    result = run(f"unix://{tmp_path}/redis.sock", "check")
+    assert f"there is no socket {tmp_path}/redis.sock" in result.output
+
+
+def test_check_finds_what_is_no_redis() -> None:
+    with Nonsense(as_http("hello")) as server:
+        result = run(f"redis://127.0.0.1:{server.port}", "check")
+    assert f"what answers at 127.0.0.1:{server.port} is no Redis" in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words"),
+    [
+        ("app.config['REDIS_URL'] = 'http://h'\nRedisGuard(app)", 5, "REDIS_URL is '***'"),
+        ("@rate_limited('5/min')\ndef view(): ...", 4, "'5/min' is no rate"),
+        ("RedisGuard(app).limit_app('5/minute', key=3.5)", 4, "key is 3.5"),
+    ],
+)
+def test_error_of_configuration_is_one_line(
+    tmp_path: Path, source: str, line: int, words: str
+) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from flask import Flask\nfrom flask_redis_guard import RedisGuard, rate_limited\n"
+        f"app = Flask('shop')\n{source}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "shop", "redis-guard", "check"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (told,) = done.stderr.strip().splitlines()
+    assert told.startswith("Error: ")
+    assert words in told
+    assert told.endswith(f"({tmp_path}/shop.py, line {line})")
 
 
 def test_check_of_a_hung_server_ends() -> None:
