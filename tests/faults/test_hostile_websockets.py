@@ -10,12 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 import requests
+import websocket
 
 from tests.support import GunicornApp, RedisServer, eventually
-from tests.support.websockets import PywsgiApp, SocketIOClient, frame, serve, upgraded
+from tests.support.websockets import (
+    CLIENTS,
+    Client,
+    PywsgiApp,
+    SockClient,
+    SocketIOClient,
+    all_at_once,
+    frame,
+    serve,
+    upgraded,
+)
 
 MEGABYTE = 2**20
 KINDS = pytest.mark.parametrize("kind", ["pywsgi", "gevent", "gthread"])
@@ -107,6 +119,35 @@ def test_compressed_message_is_measured_as_it_is_read(redis_server: RedisServer)
         assert client.recv(4)[2:] == (1009).to_bytes(2, "big")
         # A thousandfold what is read at once, and its copies.
         assert app.get().json()["memory"] - before < 30 * MEGABYTE
+
+
+@KINDS
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+def test_message_too_large_for_the_reader_ends_its_handler(
+    kind: str, client: type[Client], redis_server: RedisServer
+) -> None:
+    # Larger than Engine.IO's max_http_buffer_size.
+    large = frame(1, b"x" * (2_000 if client is SockClient else 1_000_001))
+    with serve(kind, redis_server.url) as app:
+
+        def left() -> dict[str, Any]:
+            state: dict[str, Any] = app.get().json()
+            threads = [name for name in state["threads"] if "_service_task" not in name]
+            return {"threads": threads, "places": state["places"]}
+
+        for _ in range(10):  # all places of the limit, ten times: one that is kept refuses the next
+            connections = all_at_once(40, lambda _: client(app.url, "sized", "somebody"))
+            assert [type(connection) for connection in connections] == [client] * 40, connections
+            for connection in connections:
+                assert isinstance(connection, client)
+                assert connection.ws.sock is not None
+                connection.ws.sock.sendall(large)
+            for connection in connections:
+                with contextlib.suppress(websocket.WebSocketException, ConnectionError):
+                    while connection.ws.recv_data(True)[0] != websocket.ABNF.OPCODE_CLOSE:
+                        pass
+                connection.close()
+            eventually(lambda: left() == {"threads": [], "places": 0}, 20, "all have ended")
 
 
 SOCKETIO = "socket.io/?EIO=4&transport=websocket&user=somebody"

@@ -28,7 +28,7 @@ from flask_redis_guard import (
     request_refused,
     websocket_limited,
 )
-from flask_redis_guard.contrib.socketio.limits import SocketIOLimits, limit_handshakes
+from flask_redis_guard.contrib.socketio import SocketIOLimits, limit_handshakes
 from tests.support import RedisServer, eventually
 from tests.support.ports import PortLease
 from tests.support.websockets import (

@@ -36,7 +36,7 @@ from flask import Flask, current_app, request
 from flask_sock import Sock
 from flask_socketio import SocketIO, emit
 from flask_redis_guard import RedisGuard, websocket_limited
-from flask_redis_guard.contrib.socketio.limits import SocketIOLimits
+from flask_redis_guard.contrib.socketio import SocketIOLimits
 
 app = Flask(__name__)
 app.config["SECRET_KEY"] = "for the tests"
@@ -89,6 +89,13 @@ def guarded(ws):
         ws.send(ws.receive())
 
 
+@sock.route("/sized")
+@websocket_limited(concurrent=40, max_message_size=1024, key=user)
+def sized(ws):
+    while True:
+        ws.send(ws.receive())
+
+
 @sock.route("/large")
 @websocket_limited(concurrent=5, key=user)
 def large(ws):
@@ -133,6 +140,7 @@ def limited(namespace, **options):
 limited("/few", connections="150/minute", concurrent=5, lease=4)
 limited("/chat", messages="60/minute", max_message_size=1024)
 limited("/guarded", concurrent=50, messages="10000/minute", lease=2)
+limited("/sized", concurrent=40, max_message_size=1024)
 """
 
 PYWSGI = """

@@ -17,8 +17,8 @@ from flask_redis_guard.runtime import of
 from flask_redis_guard.web.limits.declared import Limit, Rates
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.subjects import Key
-from flask_redis_guard.web.websockets.handlers import Transport
-from flask_redis_guard.web.websockets.lifecycle import announce_outage
+from flask_redis_guard.web.websockets.pacing import PacedSocket
+from flask_redis_guard.web.websockets.policy import announce_outage
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -145,7 +145,7 @@ class _Watch:
 
 
 def _paced(driver: Any) -> Any:
-    """Return the WebSockets of an Engine.IO server, on a :class:`Transport`.
+    """Return the WebSockets of an Engine.IO server, on a :class:`PacedSocket`.
 
     :param driver: Engine.IO's class for connections of ``simple_websocket``.
     """
@@ -158,23 +158,23 @@ def _paced(driver: Any) -> Any:
             self.server_args.setdefault("max_message_size", server.max_http_buffer_size)
 
         def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-            Transport.put_under(environ)
+            PacedSocket.put_under(environ)
             return super().__call__(environ, start_response)
 
         def _serve(self, _: Any) -> Any:
-            self._transport = Transport.of(self.ws)
+            self._paced = PacedSocket.of(self.ws)
             return self._handler(self)
 
         def wait(self) -> Any:
             message = super().wait()
-            self._transport.read_on()
+            self._paced.read_on()
             return message
 
         def close(self) -> None:
             try:
                 super().close()
             finally:
-                self._transport.linger()
+                self._paced.linger()
 
     return Paced
 

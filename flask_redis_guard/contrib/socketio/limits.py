@@ -20,7 +20,7 @@ from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.subjects import Key
-from flask_redis_guard.web.websockets.lifecycle import (
+from flask_redis_guard.web.websockets.policy import (
     TOO_BIG,
     ConnectionPolicy,
     MessageLimits,

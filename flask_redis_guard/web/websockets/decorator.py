@@ -14,8 +14,8 @@ from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import RequestLimits, enforce
 from flask_redis_guard.web.limits.resolve import MARK, check_function, marks_of
 from flask_redis_guard.web.limits.subjects import Key
-from flask_redis_guard.web.websockets.handlers import Transport
-from flask_redis_guard.web.websockets.lifecycle import ConnectionPolicy, warn_of_early_upgrade
+from flask_redis_guard.web.websockets.pacing import PacedSocket
+from flask_redis_guard.web.websockets.policy import ConnectionPolicy, warn_of_early_upgrade
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,7 +123,7 @@ def check_ahead() -> None:
             taken[policy] = policy.take_place(
                 runtime, f"endpoint:{request.endpoint}", request.endpoint
             )
-    Transport.put_under(request.environ)
+    PacedSocket.put_under(request.environ)
 
 
 def free_unused(error: BaseException | None = None) -> None:

@@ -13,8 +13,8 @@ from wsproto.utilities import LocalProtocolError
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
 from flask_redis_guard.runtime import Runtime
-from flask_redis_guard.web.websockets.handlers import Transport
-from flask_redis_guard.web.websockets.lifecycle import (
+from flask_redis_guard.web.websockets.pacing import PacedSocket
+from flask_redis_guard.web.websockets.policy import (
     INTERNAL_ERROR,
     NORMAL,
     TOO_BIG,
@@ -40,7 +40,7 @@ class LimitedWebSocket:
 
     def __init__(self, ws: Any, runtime: Runtime, endpoint: str | None) -> None:
         self._ws = ws
-        self._transport = Transport.of(ws)
+        self._paced = PacedSocket.of(ws)
         self._runtime = runtime
         self._endpoint = endpoint
         self._messages = MessageLimits(runtime, endpoint)
@@ -59,7 +59,7 @@ class LimitedWebSocket:
         """
         self._raise_if_closed()
         message = self._ws.receive(timeout)
-        self._transport.read_on()
+        self._paced.read_on()
         self._raise_if_closed()
         if message is None:
             return None
@@ -132,7 +132,7 @@ class LimitedWebSocket:
         finally:
             try:
                 self._close(code)
-                self._transport.linger()
+                self._paced.linger()
             finally:
                 for place in self._places:
                     self._runtime.places.free(place)
@@ -156,16 +156,16 @@ class LimitedWebSocket:
         ws = self._ws
         if ws.connected:
             try:
-                self._transport.send_at_once(ws.ws.send(CloseConnection(code, reason)))
+                self._paced.send_at_once(ws.ws.send(CloseConnection(code, reason)))
             except LocalProtocolError:  # the client has just said it first
                 pass
             except OSError:  # it is gone, or it reads nothing
-                self._transport.cut()
+                self._paced.cut()
         # The reader may still be at work on what came before: nobody shall see it, or wait for it.
         ws.connected = False
         ws.input_buffer = _Discarded([b""])
         ws.event.set()
-        self._transport.read_on()
+        self._paced.read_on()
 
     def _raise_if_closed(self) -> None:
         if self._closed is not None:

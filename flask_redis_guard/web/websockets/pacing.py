@@ -1,4 +1,4 @@
-"""The socket under a connection of ``simple_websocket``: paced, and cut where a client hangs on."""
+"""The socket under a connection of ``simple_websocket``: read at the pace of its handler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLOSE_GRACE = 1.0
 SEND_GRACE = 25
 
 
-class Transport:
+class PacedSocket:
     """In the place of a connection's socket: reads at the pace of the handler.
 
     ``simple_websocket`` reads in a thread of its own, which keeps messages without a bound while
@@ -38,16 +38,16 @@ class Transport:
         self._cut = False
 
     @classmethod
-    def of(cls, ws: Any) -> Transport:
+    def of(cls, ws: Any) -> PacedSocket:
         """Return that of a connection, which it paces from now on.
 
         :param ws: a ``simple_websocket.Server``.
         """
-        transport = ws.sock if isinstance(ws.sock, cls) else cls(ws.sock)
-        transport._ws = ws
-        transport._bound_sending()
-        ws.sock = transport
-        return transport
+        paced = ws.sock if isinstance(ws.sock, cls) else cls(ws.sock)
+        paced._ws = ws
+        paced._bound_sending()
+        ws.sock = paced
+        return paced
 
     @classmethod
     def put_under(cls, environ: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Transport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
 
-    def dup(self) -> Transport:
+    def dup(self) -> PacedSocket:
         """Return one for a copy of the socket."""
         return type(self)(self._socket.dup())
 
@@ -80,6 +80,19 @@ class Transport:
             self._ws.pong_received = True
         received: bytes = self._socket.recv(size)
         return received
+
+    def close(self) -> None:
+        """Close it, which is the last that the reader does, and wake the handler.
+
+        The reader of ``simple_websocket`` signals a message that is too large before it marks the
+        connection closed: a handler that is quick looks in between, and would wait for ever.
+        """
+        try:
+            self._socket.close()
+        finally:
+            if self._ws is not None:
+                self._ws.connected = False
+                self._ws.event.set()
 
     def send(self, data: bytes) -> int:
         """Send all of it: under gevent a socket sends what fits, and the caller asks for no more.
@@ -145,4 +158,4 @@ class _Input:
     def raw(self) -> Any:
         source = self._source
         raw = source.raw if hasattr(source, "raw") else source.rfile.raw
-        return SimpleNamespace(_sock=Transport(raw._sock))
+        return SimpleNamespace(_sock=PacedSocket(raw._sock))
