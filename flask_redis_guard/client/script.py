@@ -55,7 +55,45 @@ class Script:
         :param numbers: how many; the script gives them as one text with spaces between them.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
-        reply = self.run(client, keys, args)
+        return self._read(self.run(client, keys, args), numbers)
+
+    def many(
+        self,
+        client: Any,
+        calls: Sequence[tuple[Sequence[bytes], Sequence[bytes]]],
+        numbers: int,
+    ) -> list[list[int] | RedisUnavailable]:
+        """Run it several times in one round trip, two where the server did not know the script.
+
+        :param calls: keys and arguments of each; the keys of all are on one server.
+        :param numbers: as above.
+        :returns: what each answered, or its error.
+        :raises RedisUnavailable: if none was answered.
+        """
+        replies = guarded(self.operation, self._pipelined, client, calls, known=True)
+        unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = [calls[number] for number in unknown]
+            answers = guarded(self.operation, self._pipelined, client, again, known=False)
+            for number, reply in zip(unknown, answers, strict=True):
+                replies[number] = reply
+        return [self._read_or_error(reply, numbers) for reply in replies]
+
+    def _pipelined(self, client: Any, calls: Sequence[Any], *, known: bool) -> list[Any]:
+        with client.pipeline(transaction=False) as pipeline:
+            for keys, args in calls:
+                call = ("EVALSHA", self.digest) if known else ("EVAL", self.text)
+                pipeline.execute_command(*call, len(keys), *keys, *args)
+                known = True  # by those that follow
+            return list(pipeline.execute(raise_on_error=False))
+
+    def _read_or_error(self, reply: Any, numbers: int) -> list[int] | RedisUnavailable:
+        try:
+            return self._read(reply, numbers)
+        except RedisUnavailable as error:
+            return error
+
+    def _read(self, reply: Any, numbers: int) -> list[int]:
         try:
             found = list(map(int, reply.split()))
         except (AttributeError, TypeError, ValueError):
@@ -83,14 +121,14 @@ class Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
-def guarded(operation: str, call: Callable[..., Any], *args: Any) -> Any:
+def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """The result of a call to Redis.
 
     :raises RedisUnavailable: whatever Redis or the client said instead of a result. The control
         that asked has no answer, and so it refuses.
     """
     try:
-        return call(*args)
+        return call(*args, **options)
     except RedisUnavailable:
         raise
     except redis.TimeoutError as error:

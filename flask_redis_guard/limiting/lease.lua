@@ -1,7 +1,7 @@
 -- Leases of a concurrency limit: a sorted set of ids by the time at which they expire (us).
 --
 -- KEYS     the set
--- ARGV     'acquire', 'renew' or 'release', id, lease (us), limit
+-- ARGV     'acquire' (one that is held is renewed) or 'release', id, lease (us), limit
 -- Returns  three numbers with spaces between them: whether it was done (1 or 0), leases now held, us until the first of them expires
 --
 -- An id ends in ':' and its lease in us. If the clock was set back, a lease that would last longer
@@ -24,7 +24,7 @@ local held, done = call('ZCARD', key), 0
 if mode == 'release' then
   done = call('ZREM', key, id)
   held = held - done
-elseif (mode == 'acquire' and held < tonumber(ARGV[4])) or (mode == 'renew' and call('ZSCORE', key, id)) then
+elseif held < tonumber(ARGV[4]) or call('ZSCORE', key, id) then
   call('ZADD', key, text(now + lease), id)
   held, done = call('ZCARD', key), 1
 end

@@ -1,4 +1,4 @@
-"""Places of connections that stay open: leases renewed in the background until they are freed."""
+"""Places that are held in the background, until they are freed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.rates import Decision, Rate, RateState
-from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.limiting.keys import Subject
-from flask_redis_guard.limiting.slots import ConcurrencyLimiter, Lease
+from flask_redis_guard.errors import CircuitOpen, RateLimitExceeded, RedisUnavailable
+
+from .keys import Subject
+from .slots import ConcurrencyLimiter, Lease
 
 logger = logging.getLogger("flask_redis_guard")
 
 #: Renewals in the length of a lease. All but the last may fail before the place is given up.
 RENEWALS: Final = 4
+
+#: The part of the time between two renewals by which one may be early, to go with others.
+EARLY: Final = 0.25
+
+#: Seconds between two tries at giving back what could not be given back before.
+RETURN_INTERVAL: Final = 1.0
+
+#: Leases that are remembered until they can be given back. Others end by themselves.
+MOST_OWED: Final = 10_000
 
 Refusal = RateLimitExceeded | RedisUnavailable
 
@@ -42,11 +51,13 @@ class Place:
     seconds: int
     scope: str
     on_outage: str = "deny"
-    #: ``None`` while Redis is away and ``on_outage`` admitted it all the same.
-    lease: Lease | None = None
+    #: What is counted in Redis; not yet, while Redis is away and ``on_outage`` admitted it.
+    lease: Lease = field(init=False)
     #: Monotonic time of the next renewal, and that at which the lease is over.
     due: float = 0.0
     until: float = 0.0
+    #: Whether the last renewal had no answer.
+    missed: bool = False
     #: Asked before a renewal: a connection that is gone needs none.
     alive: Callable[[], bool] = lambda: True
     #: Called once, in the background, if the place cannot be held any longer.
@@ -59,17 +70,17 @@ class Place:
         """What it is counted under."""
         return self.scope, self.subject
 
-    def grant(self, lease: Lease | None, sent: float) -> None:
-        """Take over a lease that was asked for at a monotonic time."""
-        self.lease = lease
-        self.due = sent + self.seconds / RENEWALS
-        self.until = sent + self.seconds
+    @property
+    def pause(self) -> float:
+        """Seconds between two renewals."""
+        return self.seconds / RENEWALS
 
 
 class PlaceKeeper:
     """Takes places and holds them, with one background thread in each process that has any.
 
-    The thread ends with the last place. Under gevent it is a greenlet.
+    The thread ends with the last place, and when nothing is left to be given back. Under gevent it
+    is a greenlet.
 
     :param limiter: gives what grants the leases.
     :param processes: how many processes share a limit while Redis is away.
@@ -82,6 +93,11 @@ class PlaceKeeper:
         self._pid: int | None = None
         self._held: dict[Place, None] = {}
         self._counts: Counter[tuple[str, Subject]] = Counter()
+        #: Leases to be given back, and the monotonic time at which they are over anyway.
+        self._owed: dict[Lease, float] = {}
+        #: When that is tried again, and whether it was told that it is needed.
+        self._return_at = 0.0
+        self._told = False
         self._running = False
         self._wake = threading.Event()
         self._next = 0.0
@@ -97,51 +113,93 @@ class PlaceKeeper:
         """
         sent = time.monotonic()
         share = None
+        what = place.subject, place.limit, place.seconds, place.scope
         try:
-            answer = self._limiter().acquire(place.subject, place.limit, place.seconds, place.scope)
+            answer = self.acquire(*what)
         except RedisUnavailable:
             if place.on_outage == "deny":
                 raise
             if place.on_outage == "local":
                 share = max(1, place.limit // self._processes)
-        else:
-            if isinstance(answer, Decision):
-                return answer
-            place.lease = answer
-        place.grant(place.lease, sent)
+            answer = self._limiter().lease(*what)
+            place.missed = True
+        if isinstance(answer, Decision):
+            return answer
+        place.lease = answer
+        place.due, place.until = sent + place.pause, sent + place.seconds
         if self._hold(place, share):
             return None
         rate = Rate(place.limit, place.seconds, name="concurrency")
         return Decision.of([RateState(rate, False, 0, place.seconds, place.seconds)])
 
     def free(self, place: Place) -> None:
-        """Give a place back. One that cannot be given back now is free when its lease expires."""
-        if not self._let_go(place) or place.lease is None:
-            return
+        """Give a place back, now or when Redis answers again."""
+        if self._let_go(place):
+            self.release(place.lease)
+
+    def acquire(self, subject: Subject, limit: int, seconds: int, scope: str) -> Lease | Decision:
+        """Take a place that nobody renews; what it may have taken without an answer is given back.
+
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        """
+        limiter = self._limiter()
+        lease = limiter.lease(subject, limit, seconds, scope)
         try:
-            self._limiter().release(place.lease)
+            return limiter.acquire(lease)
+        except CircuitOpen:
+            raise  # nothing was asked
         except RedisUnavailable as error:
-            logger.warning("A place of a concurrency limit is free when its lease ends: %s", error)
+            self._owe(lease, error)
+            raise
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back, now or when Redis answers again."""
+        try:
+            self._limiter().release(lease)
+        except RedisUnavailable as error:
+            self._owe(lease, error)
+
+    def recovered(self) -> None:
+        """Catch up at once with what could not be done while Redis was away."""
+        with self._lock:
+            if self._pid != os.getpid() or not self._running:
+                return
+            self._return_at = 0.0
+            for place in self._held:
+                if place.missed:
+                    place.due = 0.0
+            self._wake.set()
+
+    def _owe(self, lease: Lease, error: RedisUnavailable) -> None:
+        """Remember a lease that Redis may hold although nobody has it."""
+        with self._lock:
+            self._in_this_process()
+            if not self._owed:
+                self._return_at = time.monotonic() + RETURN_INTERVAL
+            self._owed[lease] = time.monotonic() + lease.seconds
+            if len(self._owed) > MOST_OWED:
+                del self._owed[next(iter(self._owed))]
+            told, self._told = self._told, True
+            self._wake.set()
+        if not told:
+            logger.warning(
+                "Places of concurrency limits cannot be freed until Redis is back (%s)",
+                error.reason,
+            )
+        self._start()
 
     def _hold(self, place: Place, share: int | None) -> bool:
         with self._lock:
-            if self._pid != os.getpid():  # what a parent holds is renewed by the parent
-                self._pid, self._running, self._wake = os.getpid(), False, threading.Event()
-                self._held, self._counts = {}, Counter()
+            self._in_this_process()
             if share is not None and self._counts[place.identity] >= share:
                 return False
             self._held[place] = None
             self._counts[place.identity] += 1
-            start, self._running = not self._running, True
-            if not start and place.due < self._next:
+            if place.due < self._next:
                 self._wake.set()
-        if start:
-            try:
-                threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
-            except RuntimeError as error:  # out of threads or memory: nothing would renew it
-                self._running = False
-                self.free(place)
-                raise RedisUnavailable("CONCURRENCY RENEW", "limit-failed") from error
+        if not self._start():  # nothing would renew it
+            self.free(place)
+            raise RedisUnavailable("CONCURRENCY RENEW", "limit-failed")
         return True
 
     def _let_go(self, place: Place) -> bool:
@@ -156,53 +214,107 @@ class PlaceKeeper:
                 self._wake.set()
         return True
 
+    def _in_this_process(self) -> None:
+        if self._pid != os.getpid():  # what a parent holds is renewed by the parent
+            self._pid, self._running, self._wake = os.getpid(), False, threading.Event()
+            self._held, self._counts, self._owed, self._told = {}, Counter(), {}, False
+
+    def _start(self) -> bool:
+        """Start the thread unless it runs; tell whether it does then."""
+        with self._lock:
+            start, self._running = not self._running, True
+        if start:
+            try:
+                threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
+            except RuntimeError as error:  # out of threads or memory
+                self._running = False
+                logger.error("No thread can be started that holds places: %s", error)
+                return False
+        return True
+
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._held:
-                    self._running = False
-                    return
-                self._wake.clear()
-                self._next = min(place.due for place in self._held)
+        while self._goes_on():
             self._wake.wait(max(0.0, self._next - time.monotonic()))
-            now = time.monotonic()
-            for place in [place for place in list(self._held) if place.due <= now]:
-                try:
-                    self._renew(place)
-                except Exception as error:
-                    logger.exception("A place of a concurrency limit could not be renewed")
-                    self._lose(place, error)
+            try:
+                self._renew_due()
+                self._give_back()
+            except Exception:  # a bug: what it kept from being renewed is given up
+                logger.exception("Places of concurrency limits could not be renewed")
+                for place in [place for place in list(self._held) if place.due <= time.monotonic()]:
+                    self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
 
-    def _renew(self, place: Place) -> None:
-        if not place.alive():
-            self.free(place)
+    def _goes_on(self) -> bool:
+        with self._lock:
+            self._wake.clear()
+            if not self._owed:
+                self._told = False
+            self._running = bool(self._held or self._owed)
+            self._next = min((place.due for place in self._held), default=float("inf"))
+            if self._owed:
+                self._next = min(self._next, self._return_at)
+            return self._running
+
+    def _renew_due(self) -> None:
+        now = time.monotonic()
+        places = list(self._held)
+        if not any(place.due <= now for place in places):
             return
-        sent = time.monotonic()
+        due: dict[Lease, Place] = {}
+        for place in places:
+            if place.due <= now + place.pause * EARLY and self._lives(place):
+                due[place.lease] = place
+        for lease, answer, sent in self._limiter().renew(due):
+            self._answered(due[lease], answer, sent)
+
+    def _lives(self, place: Place) -> bool:
         try:
-            if place.lease is None or not self._limiter().renew(place.lease):
-                # The outage was longer than the lease, or Redis lost it: it takes a place anew.
-                answer = self._limiter().acquire(
-                    place.subject, place.limit, place.seconds, place.scope
-                )
-                if isinstance(answer, Decision):
-                    place.lease = None
-                    self._lose(place, RateLimitExceeded(answer))
-                    return
-                place.lease = answer
-        except RedisUnavailable as error:
-            place.due = time.monotonic() + place.seconds / RENEWALS
-            if place.on_outage == "deny" and place.due >= place.until:
-                self._lose(place, error)
-            return
-        place.grant(place.lease, sent)
-        if place not in self._held:  # freed meanwhile, perhaps before it was taken anew
-            with suppress(RedisUnavailable):
-                self._limiter().release(place.lease)
+            if place.alive():
+                return True
+        except Exception:
+            logger.exception("It cannot be told whether the connection of a place is alive")
+            self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
+            return False
+        self.free(place)
+        return False
 
-    def _lose(self, place: Place, error: Exception) -> None:
-        if not isinstance(error, Refusal):
-            error = RedisUnavailable("concurrency limit", "limit-failed")
-        self._let_go(place)
+    def _answered(
+        self, place: Place, answer: Decision | RedisUnavailable | None, sent: float
+    ) -> None:
+        if answer is None:
+            place.missed = False
+            place.due, place.until = sent + place.pause, sent + place.seconds
+            if place not in self._held:  # freed meanwhile, perhaps before it was renewed
+                self.release(place.lease)
+        elif isinstance(answer, Decision):  # it had expired, or Redis lost it, and others came
+            self._lose(place, RateLimitExceeded(answer))
+        else:
+            place.missed = True
+            place.due = time.monotonic() + place.pause
+            if place not in self._held:
+                self._owe(place.lease, answer)
+            elif place.on_outage == "deny" and place.due >= place.until:
+                self._lose(place, answer)
+
+    def _give_back(self) -> None:
+        now = time.monotonic()
+        if now < self._return_at:
+            return
+        with self._lock:
+            self._return_at = now + RETURN_INTERVAL
+            for lease in [lease for lease, over in self._owed.items() if over <= now]:
+                del self._owed[lease]
+            owed = list(self._owed)
+        for lease, answer, _ in self._limiter().release_all(owed):
+            if answer is None:
+                self._owed.pop(lease, None)
+
+    def _lose(self, place: Place, error: Refusal) -> None:
+        held = self._let_go(place)
+        if isinstance(error, RedisUnavailable):  # a renewal without an answer may have been made
+            self._owe(place.lease, error)
         place.lost = error
-        if place.on_lost is not None:
-            place.on_lost(error)
+        if held and place.on_lost is not None:
+            try:
+                place.on_lost(error)
+            except Exception:
+                logger.exception("A connection that lost its place could not be closed")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from flask_redis_guard.client.script import ClientSource, Script, client_getter, told_time
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
+from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
 
 _LEASE: Final = Script(
@@ -17,6 +19,9 @@ _LEASE: Final = Script(
 
 #: A subject's leases are members of one set; this bounds it.
 MAX_CONCURRENT: Final = 10_000
+
+#: Leases in one round trip: they take a server less than ten milliseconds.
+BATCH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,10 @@ class Lease:
     limit: int
     held: int
     seconds: int
+
+
+#: What became of one of many leases, and the monotonic time at which Redis was asked.
+Answer = tuple[Lease, Decision | RedisUnavailable | None, float]
 
 
 class ConcurrencyLimiter:
@@ -56,39 +65,32 @@ class ConcurrencyLimiter:
         self._keys = keys
         self._server_time = server_time
 
-    def acquire(
-        self, key: Subject, limit: int, lease: int = 60, scope: str = ""
-    ) -> Lease | Decision:
-        """Take a place for a subject.
+    def lease(self, key: Subject, limit: int, seconds: int = 60, scope: str = "") -> Lease:
+        """Return a lease that is to be acquired.
 
         :param key: who is counted.
         :param limit: places of the subject in this scope, at most 10 000.
-        :param lease: seconds after which the place is free again unless renewed.
+        :param seconds: after which the place is free again unless renewed.
         :param scope: what is counted.
-        :returns: the lease; or, all places being taken, a refusal whose ``retry_after`` is the time
-            until the first of them expires. It may be released before.
-        :raises RedisUnavailable: if Redis gave no answer, or an error.
         :raises ValueError: for a bad limit or lease.
         """
-        rate = Rate(limit, lease, name="concurrency")
+        Rate(limit, seconds)
         if limit > MAX_CONCURRENT:
             raise ValueError(f"limit: expected at most {MAX_CONCURRENT}, not {limit}")
         # The lease is no part of the identity: routes with different leases may share places.
         name = self._keys.of(Rate(limit, MAX_PERIOD), key, scope, kind=b"lease")
-        lease_id = b"%b:%d" % (secrets.token_urlsafe(12).encode(), lease * 1_000_000)
-        granted = Lease(name, lease_id, limit, 0, lease)
-        done, held, first = self._call(granted, b"acquire")
-        if done:
-            return Lease(name, lease_id, limit, held, lease)
-        return Decision.of([RateState(rate, False, 0, first / 1e6, first / 1e6)])
+        lease_id = b"%b:%d" % (secrets.token_urlsafe(12).encode(), seconds * 1_000_000)
+        return Lease(name, lease_id, limit, 0, seconds)
 
-    def renew(self, lease: Lease) -> bool:
-        """Let it last from now on again.
+    def acquire(self, lease: Lease) -> Lease | Decision:
+        """Take a place.
 
-        :returns: ``False`` if it has expired: the place may be another's already.
+        :returns: the lease; or, all places being taken, a refusal whose ``retry_after`` is the time
+            until the first of them expires. It may be released before.
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
-        return self._call(lease, b"renew")[0] == 1
+        answer = _LEASE(self._client(), *self._call(lease, b"acquire"), 3)
+        return _refusal(lease, answer) or replace(lease, held=answer[1])
 
     def release(self, lease: Lease) -> bool:
         """Free the place.
@@ -96,9 +98,61 @@ class ConcurrencyLimiter:
         :returns: ``False`` if it had expired before.
         :raises RedisUnavailable: if Redis gave no answer, or an error; it expires by itself.
         """
-        return self._call(lease, b"release")[0] == 1
+        return _LEASE(self._client(), *self._call(lease, b"release"), 3)[0] == 1
 
-    def _call(self, lease: Lease, mode: bytes) -> list[int]:
+    def renew(self, leases: Iterable[Lease]) -> Iterator[Answer]:
+        """Let leases last from now on again, many in one round trip.
+
+        One that has expired, or that Redis lost, takes a place anew if there is one.
+
+        :returns: for each lease ``None`` if it is held; a refusal, if not; or the error.
+        """
+        for lease, answer, sent in self._all(leases, b"acquire"):
+            if isinstance(answer, RedisUnavailable):
+                yield lease, answer, sent
+            else:
+                yield lease, _refusal(lease, answer), sent
+
+    def release_all(self, leases: Iterable[Lease]) -> Iterator[Answer]:
+        """Free places, many in one round trip.
+
+        :returns: for each lease ``None`` if it is not held any more, or the error.
+        """
+        for lease, answer, sent in self._all(leases, b"release"):
+            yield lease, answer if isinstance(answer, RedisUnavailable) else None, sent
+
+    def _all(
+        self, leases: Iterable[Lease], mode: bytes
+    ) -> Iterator[tuple[Lease, list[int] | RedisUnavailable, float]]:
+        client = self._client()
+        for group in self._by_server(client, leases):
+            failed: RedisUnavailable | None = None
+            for start in range(0, len(group), BATCH):
+                batch = group[start : start + BATCH]
+                sent = time.monotonic()
+                if failed is None:  # otherwise each batch would wait for a server that is away
+                    try:
+                        answers = _LEASE.many(client, [self._call(one, mode) for one in batch], 3)
+                    except RedisUnavailable as error:
+                        failed = error
+                for number, lease in enumerate(batch):
+                    yield lease, failed or answers[number], sent
+
+    def _by_server(self, client: Any, leases: Iterable[Lease]) -> Iterable[list[Lease]]:
+        find = getattr(client, "get_node_from_key", None)
+        if find is None:
+            return [list(leases)]
+        groups: dict[str, list[Lease]] = {}
+        for lease in leases:
+            groups.setdefault(find(lease.key).name, []).append(lease)
+        return groups.values()
+
+    def _call(self, lease: Lease, mode: bytes) -> tuple[list[bytes], list[bytes]]:
         numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
-        args = [mode, lease.id, *numbers, *told_time(self._server_time)]
-        return _LEASE(self._client(), [lease.key], args, 3)
+        return [lease.key], [mode, lease.id, *numbers, *told_time(self._server_time)]
+
+
+def _refusal(lease: Lease, answer: list[int]) -> Decision | None:
+    done, _, first = answer
+    rate = Rate(lease.limit, lease.seconds, name="concurrency")
+    return None if done else Decision.of([RateState(rate, False, 0, first / 1e6, first / 1e6)])

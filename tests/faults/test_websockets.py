@@ -6,13 +6,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 import pytest
+import redis
 
 from tests.support import GunicornApp, RedisServer, eventually
+from tests.support.proxy import Proxy
 from tests.support.websockets import (
     CLIENTS,
     UNAVAILABLE,
@@ -52,10 +54,10 @@ def end_of(connection: Client, within: float) -> Closed:
     return closed.value
 
 
-def nothing_left(app: GunicornApp | PywsgiApp) -> bool:
+def nothing_left(app: GunicornApp | PywsgiApp, *, but: Sequence[str] = ()) -> bool:
     """Tell whether neither a place nor a thread or greenlet of a connection is left."""
     state = app.get().json()
-    threads = [name for name in state["threads"] if "_service_task" not in name]
+    threads = [t for t in state["threads"] if "_service_task" not in t and t not in but]
     return not threads and state["places"] == 0
 
 
@@ -161,3 +163,59 @@ def test_places_of_killed_workers_are_free_within_the_lease(redis_server: RedisS
             connection.close()
         for connection in gone:
             connection.ws.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_of_a_crowd_are_held_however_far_away_redis_is(
+    kind: str, own_server: RedisServer
+) -> None:
+    with (
+        Proxy(own_server.port) as proxy,
+        serve(kind, proxy.url, REDIS_GUARD_TIMEOUT="5") as app,
+        own_server.client() as client,
+    ):
+        users = [f"user{number}" for number in range(40)]
+        crowd = [SockClient(app.url, "few", user) for user in users for _ in range(5)]
+        assert len(client.keys("guard:*")) == 2 * len(users)  # and the rates of connections
+        proxy.delay(0.025)  # each way: one after the other, two hundred renewals take ten seconds
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            assert places_in(client) == len(crowd)  # each has a lease of 4 seconds
+            time.sleep(0.1)
+        for connection in crowd:
+            connection.close()
+        eventually(lambda: places_in(client) == 0, 20, "all places are free")
+
+
+def places_in(client: redis.Redis) -> int:
+    """Return how many leases have not expired by the server's clock."""
+    seconds, micros = client.time()
+    sets = [key for key in client.scan_iter("guard:*") if client.type(key) == "zset"]
+    now = seconds * 1_000_000 + micros
+    return sum(int(client.zcount(key, f"({now}", "+inf")) for key in sets)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+def test_places_that_an_outage_kept_are_free_once_it_is_over(
+    kind: str, client: type[Client], own_server: RedisServer
+) -> None:
+    def connects(user: str) -> bool:
+        with contextlib.suppress(Refused):
+            client(app.url, "one", user).close()
+            return True
+        return False
+
+    with Proxy(own_server.port) as proxy, serve(kind, proxy.url, **SETTINGS) as app:
+        users = [f"user{number}" for number in range(10)]
+        open_ones = [client(app.url, "one", user) for user in users]
+        proxy.hang()
+        for connection in open_ones:
+            connection.send("is there a Redis?")
+            assert end_of(connection, TIMEOUT + SLACK).code == 1013
+        eventually(lambda: nothing_left(app, but=["redis-guard-places"]), 5, "all are closed")
+        proxy.resume()
+        eventually(lambda: connects("other"), 10, "service resumes")
+        for user in users:  # their leases have most of a minute to go
+            eventually(partial(connects, user), 1.5, f"{user} connects again")
+        eventually(lambda: nothing_left(app), 5, "nothing is left")

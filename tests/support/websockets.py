@@ -75,6 +75,13 @@ def few(ws):
         ws.send(ws.receive())
 
 
+@sock.route("/one")
+@websocket_limited(concurrent=1, messages="10000/minute", key=user)
+def one(ws):
+    while True:
+        ws.send(ws.receive())
+
+
 @sock.route("/chat")
 @websocket_limited(messages="60/minute", max_message_size=1024, key=user)
 def chat(ws):
@@ -138,6 +145,7 @@ def limited(namespace, **options):
 
 
 limited("/few", connections="150/minute", concurrent=5, lease=4)
+limited("/one", concurrent=1, messages="10000/minute")
 limited("/chat", messages="60/minute", max_message_size=1024)
 limited("/guarded", concurrent=50, messages="10000/minute", lease=2)
 limited("/sized", concurrent=40, max_message_size=1024)

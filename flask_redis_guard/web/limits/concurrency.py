@@ -95,7 +95,7 @@ def acquire(limit: int, key: Key, lease: int, on_outage: str, scope: str) -> Lea
     with refusing_errors():
         subject = subject_of(key, runtime.settings.ipv6_prefix)
     try:
-        answer = runtime.concurrency.acquire(subject, limit, lease, scope)
+        answer = runtime.places.acquire(subject, limit, lease, scope)
     except RedisUnavailable as exc:
         if on_outage == "allow":
             return None
@@ -133,14 +133,10 @@ class _Place:
         return (held, *result[1:]) if isinstance(result, tuple) else held
 
     def release(self) -> None:
-        """Free the place; one that cannot be freed now is free when its lease expires."""
+        """Free the place, now or when Redis answers again."""
         lease, self._lease = self._lease, None
-        if lease is None:
-            return
-        try:
-            self._runtime.concurrency.release(lease)
-        except RedisUnavailable as exc:
-            logger.warning("A place of a concurrency limit will be free with its lease: %s", exc)
+        if lease is not None:
+            self._runtime.places.release(lease)
 
 
 class _HeldStream(Iterator[Any]):
