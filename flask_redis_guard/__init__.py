@@ -26,7 +26,7 @@ from flask_redis_guard.signals import (
 from flask_redis_guard.web.alerts import Alert
 from flask_redis_guard.web.limits.concurrency import concurrency_limited
 from flask_redis_guard.web.limits.ratelimit import rate_limited
-from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore
+from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore, session
 from flask_redis_guard.web.websockets.decorator import websocket_limited
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "redis_failure",
     "redis_recovered",
     "request_refused",
+    "session",
     "session_unreadable",
     "websocket_limited",
 ]

@@ -6,12 +6,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 import redis
+from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError
 
 from flask_redis_guard.errors import RedisUnavailable
+
+#: Replies of scripts are bytes, whatever ``decode_responses`` and ``encoding`` say to the user.
+_AS_BYTES: Final[dict[str, Any]] = {NEVER_DECODE: True}
 
 #: A redis-py client, or what gives one for each operation.
 ClientSource = Any
@@ -116,9 +120,13 @@ class Script:
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         try:
             # What client.evalsha() does, without its two calls on the way.
-            return client.execute_command("EVALSHA", self.digest, len(keys), *keys, *args)
+            return client.execute_command(
+                "EVALSHA", self.digest, len(keys), *keys, *args, **_AS_BYTES
+            )
         except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
-            return client.eval(self.text, len(keys), *keys, *args)
+            # As bytes, for a client with another encoding would send another text.
+            text = self.text.encode()
+            return client.execute_command("EVAL", text, len(keys), *keys, *args, **_AS_BYTES)
 
 
 def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -135,5 +143,5 @@ def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any
         raise RedisUnavailable(operation, "timeout") from error
     except redis.ConnectionError as error:
         raise RedisUnavailable(operation, "connection") from error
-    except (redis.RedisError, UnicodeDecodeError) as error:  # the latter with decode_responses
+    except (redis.RedisError, UnicodeDecodeError) as error:  # the latter from a foreign client
         raise RedisUnavailable(operation, "rejected") from error

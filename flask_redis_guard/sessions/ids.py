@@ -8,16 +8,18 @@ the tag is a user's, whose index then holds the session.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import secrets
+from binascii import b2a_base64
+from hashlib import blake2b
 from typing import Final, NamedTuple
 from uuid import UUID
 
 _TAG_BYTES: Final = 15  # 20 characters
+_HEAD: Final = 21  # characters before the secret
 _SECRET_BYTES: Final = 32
 _KEY_BYTES: Final = 24
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 _OURS: Final = re.compile(r"[au][A-Za-z0-9_-]{20}[A-Za-z0-9_-]{43}")
 
 #: What names a user. ``5`` and ``"5"`` are the same user, since they are so to everybody else.
@@ -40,9 +42,9 @@ def new_id(user_id: UserId | None = None, *, after: str | None = None) -> str:
     :raises ValueError: if ``user_id`` names nobody.
     """
     if user_id is not None:
-        head = "u" + _user_tag(user_id)
+        head = "u" + user_tag(user_id)
     elif after is not None and is_ours(after):
-        head = after[: -_length(_SECRET_BYTES)]
+        head = after[:_HEAD]
     else:
         head = "a" + secrets.token_urlsafe(_TAG_BYTES)
     return head + secrets.token_urlsafe(_SECRET_BYTES)
@@ -55,12 +57,12 @@ def is_ours(session_id: str) -> bool:
 
 def is_bound(session_id: str, user_id: UserId) -> bool:
     """Tell whether an id belongs to a user."""
-    return session_id.startswith("u" + _user_tag(user_id))
+    return user_of(session_id) == user_tag(user_id)
 
 
 def share_slot(one: str, other: str) -> bool:
     """Tell whether the keys of two ids are in the same slot of a cluster, whatever its size."""
-    return _tag(one) == _tag(other)
+    return _slot(one) == _slot(other)
 
 
 def keys_of(prefix: str, session_id: str) -> Keys:
@@ -73,10 +75,12 @@ def keys_of(prefix: str, session_id: str) -> Keys:
     named: object = session_id
     if not isinstance(named, str) or not named:
         raise ValueError("a session id is a text that is not empty")
-    tag = _tag(session_id)
-    key = f"{prefix}session:{{{tag}}}{_hash(session_id, _KEY_BYTES)}"
-    bound = is_ours(session_id) and session_id[0] == "u"
-    return Keys(key.encode(), _index(prefix, tag) if bound else None)
+    ours = _OURS.fullmatch(session_id) is not None
+    tag = _hash(session_id[1:_HEAD] if ours else session_id, _TAG_BYTES)
+    key = f"{prefix}session:{{{tag}}}{_hash(session_id, _KEY_BYTES)}".encode()
+    if ours and session_id[0] == "u":
+        return Keys(key, f"{prefix}sessions:{{{tag}}}".encode())
+    return Keys(key, None)
 
 
 def index_of(prefix: str, user_id: UserId) -> bytes:
@@ -84,34 +88,41 @@ def index_of(prefix: str, user_id: UserId) -> bytes:
 
     :raises ValueError: if ``user_id`` names nobody.
     """
-    return _index(prefix, _hash(_user_tag(user_id), _TAG_BYTES))
+    return f"{prefix}sessions:{{{_hash(user_tag(user_id), _TAG_BYTES)}}}".encode()
 
 
-def _index(prefix: str, tag: str) -> bytes:
-    return f"{prefix}sessions:{{{tag}}}".encode()
+def user_tag(user_id: UserId) -> str:
+    """Return what stands for a user in the ids of their sessions: a hash of the user's id.
 
+    What a member of an enumeration is called does not count: it is the text or the number that it
+    stands for.
 
-def _tag(session_id: str) -> str:
-    """Return the hash tag; hashed, because it may come from a client in a token-based app."""
-    tag = session_id[1 : 1 + _length(_TAG_BYTES)] if is_ours(session_id) else session_id
-    return _hash(tag, _TAG_BYTES)
-
-
-def _user_tag(user_id: UserId) -> str:
+    :raises ValueError: if ``user_id`` names nobody.
+    """
     named: object = user_id
-    if isinstance(named, bool) or not isinstance(named, (str, int, UUID)) or named == "":
+    if isinstance(named, str) and named != "":
+        text = str.__str__(named)
+    elif isinstance(named, int) and not isinstance(named, bool):
+        text = int.__repr__(named)
+    elif isinstance(named, UUID):
+        text = UUID.__str__(named)
+    else:
         raise ValueError("a user id is a text that is not empty, a whole number or a UUID")
     # Not keyed with SECRET_KEY: after a rotation a revocation would miss the sessions bound before.
-    return _hash(f"user:{user_id}", _TAG_BYTES)
+    return _hash(f"user:{text}", _TAG_BYTES)
+
+
+def user_of(session_id: str) -> str | None:
+    """Return the :func:`user_tag` of the user whose session has this id, if it is a user's."""
+    return session_id[1:_HEAD] if is_ours(session_id) and session_id[0] == "u" else None
+
+
+def _slot(session_id: str) -> str:
+    return session_id[1:_HEAD] if is_ours(session_id) else session_id
 
 
 def _hash(text: str, size: int) -> str:
-    digest = hashlib.blake2b(
+    digest = blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=size, person=b"guard:session"
     )
-    return base64.urlsafe_b64encode(digest.digest()).decode()
-
-
-def _length(size: int) -> int:
-    """Return how many characters that many bytes take in base64 without padding."""
-    return (size * 8 + 5) // 6
+    return b2a_base64(digest.digest(), newline=False).translate(_URL_SAFE).decode()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.cluster import RedisCluster
 
@@ -33,6 +33,14 @@ _LOAD: Final = Script("SESSION LOAD", "users.lua", "load.lua", package=__package
 _SAVE: Final = Script("SESSION SAVE", "users.lua", "save.lua", package=__package__)
 _DELETE: Final = Script("SESSION DELETE", "users.lua", "delete.lua", package=__package__)
 _REVOKE: Final = Script("SESSION REVOKE", "users.lua", "revoke.lua", package=__package__)
+
+
+class Found(NamedTuple):
+    """A session as it was read."""
+
+    id: str
+    fields: Fields
+    data: dict[str, Any]
 
 
 class SessionStore:
@@ -93,8 +101,8 @@ class SessionStore:
         """
         if session_id == "":  # a request without a token
             return None
-        fields = self.load(session_id, None)
-        return None if fields is None else self.read(fields)
+        found = self.find([session_id], None)
+        return None if found is None else found.data
 
     def delete(self, session_id: str) -> bool:
         """End a session, its next request included.
@@ -121,22 +129,42 @@ class SessionStore:
 
     # What Flask's session needs beyond this.
 
-    def load(self, session_id: str, lifetime_ms: int | None) -> Fields | None:
-        """Return a session's fields, or ``None`` if there is none.
+    def find(self, session_ids: Sequence[str], lifetime_ms: int | None) -> Found | None:
+        """Return the first of some sessions that there is, in one round trip.
 
-        :param lifetime_ms: milliseconds it shall live from now on; ``None`` leaves it.
+        On a cluster that is one for each session that is not there.
+
+        :param session_ids: ids in the order in which they count.
+        :param lifetime_ms: milliseconds it is to live from now on; ``None`` leaves it.
+        :returns: ``None`` if there is none of them, or if the first there is cannot be read.
         :raises RedisUnavailable: if Redis cannot tell.
         """
         renewed = b"" if lifetime_ms is None else b"%d" % lifetime_ms
-        reply = self._run(_LOAD, self._keys(session_id), [renewed])
-        if not isinstance(reply, list):
-            raise RedisUnavailable(_LOAD.operation, "rejected")
-        return self._fields(reply)
+        if len(session_ids) > 1 and isinstance(self._client(), RedisCluster):
+            groups: Sequence[Sequence[str]] = [[session_id] for session_id in session_ids]
+        else:
+            groups = [session_ids]
+        for group in groups:
+            keys: list[bytes] = []
+            letters = b""
+            for session_id in group:
+                key, index = ids.keys_of(self._prefix, session_id)
+                keys += [key] if index is None else [key, index]
+                letters += b"k" if index is None else b"ki"
+            reply = self._run(_LOAD, keys, [renewed, letters])
+            if reply != []:
+                return self._found(group, reply)
+        return None
 
-    def read(self, fields: Fields) -> dict[str, Any] | None:
-        """Return the data of fields, or ``None`` if they are no session's."""
+    def _found(self, session_ids: Sequence[str], reply: Any) -> Found | None:
         try:
-            return decode(fields)
+            nth, flat = reply
+            session_id = session_ids[nth - 1]
+        except (IndexError, TypeError, ValueError):
+            raise RedisUnavailable(_LOAD.operation, "rejected") from None
+        try:
+            fields = unmarked(flat)
+            return Found(session_id, fields, decode(fields))
         except UnreadableError as error:
             self._report(error)
             return None
@@ -174,7 +202,7 @@ class SessionStore:
         if ended is None:
             self.delete(new)
             return Saved.ENDED
-        late = Change()
+        late = Change({})
         if not change.wipe:
             # What others wrote since it was read was acknowledged to them: it comes along.
             ours = {*change.set, *change.remove}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Flask, Response, jsonify, request, session
+from flask import Flask, Response, jsonify, request
 
-from flask_redis_guard import GuardedSessionInterface, RedisGuard
+from flask_redis_guard import GuardedSessionInterface, RedisGuard, session
 
 SECRET_KEY = "the key of the tests"
 
@@ -53,13 +53,13 @@ def _add_views(app: Flask) -> None:
     @app.post("/login/<user>")
     def login(user: str) -> Response:
         session["user"] = user
-        session.bind_user(user)  # type: ignore[attr-defined]
-        return jsonify(sid=session.sid)  # type: ignore[attr-defined]
+        session.bind_user(user)
+        return jsonify(sid=session.sid)
 
     @app.post("/regenerate")
     def regenerate() -> Response:
-        session.regenerate()  # type: ignore[attr-defined]
-        return jsonify(sid=session.sid)  # type: ignore[attr-defined]
+        session.regenerate()
+        return jsonify(sid=session.sid)
 
     @app.post("/logout")
     def logout() -> Response:

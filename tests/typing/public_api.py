@@ -18,6 +18,7 @@ from flask_redis_guard import (
     CircuitState,
     ConfigurationError,
     Decision,
+    GuardedSessionInterface,
     GuardError,
     Rate,
     RateLimiter,
@@ -27,6 +28,7 @@ from flask_redis_guard import (
     RedisUnavailable,
     circuit_state_changed,
     rate_limited,
+    session,
 )
 
 app = Flask(__name__)
@@ -98,3 +100,14 @@ def catch() -> None:
         raise as_value_error from None
     except GuardError as error:
         handle(error)  # type: ignore[arg-type]
+
+
+app.session_interface = GuardedSessionInterface(guard)
+GuardedSessionInterface(app)  # type: ignore[arg-type]
+session["user"] = 5
+assert_type(session.bind_user(5), None)
+assert_type(session.regenerate(), None)
+assert_type(session.sid, str)
+assert_type(session.identity().user, str | None)
+session.bind_user(None)  # type: ignore[arg-type]
+session.bind()  # type: ignore[attr-defined]

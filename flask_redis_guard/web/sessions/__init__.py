@@ -2,5 +2,6 @@
 
 from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web.sessions.interface import GuardedSessionInterface
+from flask_redis_guard.web.sessions.session import session
 
-__all__ = ["GuardedSessionInterface", "SessionStore"]
+__all__ = ["GuardedSessionInterface", "SessionStore", "session"]

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+from base64 import urlsafe_b64encode
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from flask import Flask, Request, Response
-from flask.sessions import SessionInterface, SessionMixin
-from itsdangerous import BadSignature, Signer
+from flask import Flask, Request, Response, request_tearing_down
+from flask.sessions import SessionInterface, SessionMixin, session_json_serializer
+from itsdangerous import Signer
 
+from flask_redis_guard import runtime
+from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.sessions import codec, ids
 from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web import refusals
 from flask_redis_guard.web.sessions.session import Session
+
+#: Flask's own: the same types, never pickle. A tag that an app registers with it counts here too.
+codec.serializer = session_json_serializer
+
+#: Cookies of one name that are looked at; a browser sends several for several paths and domains.
+_MOST_COOKIES: Final = 16
+#: In the environment of a request whose context Flask's test client keeps after it.
+_PRESERVED: Final = "werkzeug.debug.preserve_context"
 
 
 class Guard(Protocol):
@@ -33,6 +45,7 @@ class GuardedSessionInterface(SessionInterface):
     mean what they mean to Flask.
 
     :param guard: the guard, whose ``init_app`` is called with the app before its first request.
+    :raises ConfigurationError: for anything else, such as the app.
     """
 
     #: Separates these signatures from all others made with the app's ``SECRET_KEY``.
@@ -40,32 +53,28 @@ class GuardedSessionInterface(SessionInterface):
     key_derivation = "hmac"
     digest_method = staticmethod(hashlib.sha256)
     #: Flask's own, shared with it: a tag registered here holds for both.
-    serializer = codec.serializer
+    serializer = session_json_serializer
     session_class = Session
 
     def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+        if isinstance(guard, type) or not hasattr(guard, "sessions_for"):
+            raise ConfigurationError(
+                "the argument of GuardedSessionInterface",
+                guard,
+                "the app's RedisGuard, as in GuardedSessionInterface(guard)",
+            )
+        #: The keys derived from secrets: deriving one costs more than signing with it.
+        self._keys: dict[str | bytes, bytes] = {}
 
     def open_session(self, app: Flask, request: Request) -> Session | None:
         """Return the session of a request without asking Redis; ``None`` without a secret key."""
-        signer = self._signer(app)
-        if signer is None:
+        if not app.secret_key:
             return None
-        cookies = request.cookies.getlist(self.get_cookie_name(app))
-        # Of several, as after an app on a sister domain set one for all of them, one that counts.
-        cookie = (
-            next((value for value in cookies if _verified(signer, value)), None)
-            if len(cookies) > 1
-            else "".join(cookies)
-        )
-        return self.session_class(
-            self._guard.sessions_for(app),
-            cookie,
-            partial(_verified, signer),
-            lifetime_ms=max(1, int(app.permanent_session_lifetime.total_seconds() * 1000)),
-            renew_on_read=bool(app.config["SESSION_REFRESH_EACH_REQUEST"]),
-            is_websocket=lambda: bool(request.url_rule and request.url_rule.websocket),
-        )
+        prove = partial(self._prove, app, request)
+        session = self.session_class(runtime.of(app).sessions, app, request, prove)
+        if _PRESERVED in request.environ:
+            request_tearing_down.connect(session.torn_down, app)
+        return session
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Save what changed and set the cookie.
@@ -74,9 +83,9 @@ class GuardedSessionInterface(SessionInterface):
             the net under the app's errors answers 503 in its place.
         :raises SessionTooLarge: for more than the size limit.
         """
-        if session.accessed:
-            response.vary.add("Cookie")
         assert isinstance(session, Session)  # noqa: S101
+        if session.accessed:
+            _vary(response)
         try:
             is_saved = session.save()
         except Exception as error:
@@ -84,14 +93,29 @@ class GuardedSessionInterface(SessionInterface):
             raise
         if is_saved:
             self._set_cookie(app, session, response)
-        if not is_saved:  # a WebSocket's, mostly
-            session.warn_of_loss(app.json.dumps)
-        elif response.is_streamed:
-            response.call_on_close(partial(session.warn_of_loss, app.json.dumps))
+        else:  # a WebSocket's, mostly
+            session.warn_of_loss()
+        if response.is_streamed:
+            session.streaming = True
+            response.call_on_close(session.warn_of_loss)
 
     def _set_cookie(self, app: Flask, session: Session, response: Response) -> None:
-        name = self.get_cookie_name(app)
-        options: dict[str, Any] = {
+        stored_id = session.stored_id
+        if stored_id is None:
+            if session.modified:
+                response.delete_cookie(self.get_cookie_name(app), **self._attributes(app))
+                _vary(response)
+            return
+        value = f"{stored_id}.{self._signature(app.secret_key, stored_id)}"
+        # A cookie signed with a fallback key is replaced while that key is still known.
+        if value != session.cookie or self.should_set_cookie(app, session):
+            expires = self.get_expiration_time(app, session)
+            name, attributes = self.get_cookie_name(app), self._attributes(app)
+            response.set_cookie(name, value, expires=expires, **attributes)
+            _vary(response)
+
+    def _attributes(self, app: Flask) -> dict[str, Any]:
+        attributes: dict[str, Any] = {
             "domain": self.get_cookie_domain(app),
             "path": self.get_cookie_path(app),
             "secure": self.get_cookie_secure(app),
@@ -99,35 +123,51 @@ class GuardedSessionInterface(SessionInterface):
             "httponly": self.get_cookie_httponly(app),
         }
         if hasattr(self, "get_cookie_partitioned"):  # Flask 3.1
-            options["partitioned"] = self.get_cookie_partitioned(app)
-        signer = self._signer(app)
-        if session.stored_id is None or signer is None:
-            if session.modified:
-                response.delete_cookie(name, **options)
-                response.vary.add("Cookie")
-            return
-        value = signer.sign(session.stored_id).decode()
-        # A cookie signed with a fallback key is replaced while that key is still known.
-        if value != session.cookie or self.should_set_cookie(app, session):
-            expires = self.get_expiration_time(app, session)
-            response.set_cookie(name, value, expires=expires, **options)
-            response.vary.add("Cookie")
+            attributes["partitioned"] = self.get_cookie_partitioned(app)
+        return attributes
 
-    def _signer(self, app: Flask) -> Signer | None:
-        if not app.secret_key:
-            return None
-        return Signer(
-            [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key],  # the newest last
-            salt=self.salt,
-            key_derivation=self.key_derivation,
-            digest_method=self.digest_method,
+    def _prove(self, app: Flask, request: Request) -> dict[str, str]:
+        """Return the ids that the request's cookies prove, each with its cookie, without Redis.
+
+        Several of one name come after an app on a sister domain set one for all of them, or a
+        change of ``SESSION_COOKIE_PATH``: which of them is of a session, only Redis knows.
+        """
+        proven: dict[str, str] = {}
+        for cookie in request.cookies.getlist(self.get_cookie_name(app)):
+            session_id, _, signature = cookie.partition(".")
+            if ids.is_ours(session_id) and self._is_signed(app, session_id, signature):
+                proven.setdefault(session_id, cookie)
+                if len(proven) == _MOST_COOKIES:
+                    break
+        return proven
+
+    def _is_signed(self, app: Flask, session_id: str, signature: str) -> bool:
+        given = signature.encode(errors="replace")
+        secrets = (app.secret_key, *reversed(app.config.get("SECRET_KEY_FALLBACKS") or ()))
+        return any(
+            hmac.compare_digest(self._signature(secret, session_id).encode(), given)
+            for secret in secrets
         )
 
+    def _signature(self, secret: Any, session_id: str) -> str:
+        """Return the signature of an id, as an itsdangerous ``Signer`` writes it."""
+        key = self._keys.get(secret)
+        if key is None:
+            if len(self._keys) >= 100:  # secrets were rotated, and nobody needs the old ones
+                self._keys.clear()
+            signer = Signer(
+                secret,
+                salt=self.salt,
+                key_derivation=self.key_derivation,
+                digest_method=self.digest_method,
+            )
+            key = self._keys[secret] = signer.derive_key()
+        digest = hmac.digest(key, session_id.encode(), self.digest_method)
+        return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
-def _verified(signer: Signer, cookie: str) -> str | None:
-    """Return the id that a cookie proves, without asking Redis."""
-    try:
-        session_id = signer.unsign(cookie).decode()
-    except (BadSignature, UnicodeError):
-        return None
-    return session_id if ids.is_ours(session_id) else None
+
+def _vary(response: Response) -> None:
+    if "Vary" in response.headers:
+        response.vary.add("Cookie")
+    else:
+        response.headers["Vary"] = "Cookie"

@@ -3,86 +3,181 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from flask_redis_guard.core.process import ProcessLock
+import flask
+from flask import Flask, Request
+from flask.sessions import SessionMixin, session_json_serializer
+
 from flask_redis_guard.errors import GuardError, RedisUnavailable
-from flask_redis_guard.sessions import ids
-from flask_redis_guard.sessions.codec import Change, Fields, Saved, encode, same
+from flask_redis_guard.sessions import codec, ids
+from flask_redis_guard.sessions.codec import Change, Fields, Saved
 from flask_redis_guard.sessions.store import SessionStore
-from flask_redis_guard.web.sessions.mapping import LazyMapping
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger("flask_redis_guard")
 
-#: Threads of one request that look into its session first, all of them, agree on what they see.
-_opening = ProcessLock()
+#: Gives of some cookies those that prove an id, with it: ``{id: cookie}`` in their order.
+Prove = Callable[[], dict[str, str]]
 
 
-class Session(LazyMapping):
+class Identity(NamedTuple):
+    """Whose session a request brought."""
+
+    #: The id of the session that the request named and that is stored; else ``None``.
+    session_id: str | None
+    #: What stands for the user that it is bound to, as of
+    #: :func:`flask_redis_guard.sessions.ids.user_tag`; ``None`` for a session of nobody.
+    user: str | None
+
+
+class _Opened:
+    """What was found when the session was looked into first, and what became of it since."""
+
+    __slots__ = ("brought", "data", "id", "known", "stored")
+
+    def __init__(self, session_id: str | None, stored: Fields, data: dict[str, Any]) -> None:
+        #: The ids that it was found under, and that it is stored under now.
+        self.brought = self.id = session_id
+        self.stored = stored
+        self.data = data
+        #: The values as they are stored.
+        self.known = dict(data)
+
+
+class Session(SessionMixin):
     """The session of one request.
 
     Whatever looks into it or changes it raises ``RedisUnavailable`` where Redis cannot be asked:
     there is never an empty session in the place of one that could not be read.
 
     :param store: where it is kept.
-    :param cookie: what the request brought, if anything.
-    :param verify: gives the id that a cookie proves, or ``None``; called when the session is first
+    :param app: the app.
+    :param request: the request.
+    :param prove: gives the ids that the request's cookies prove; called when the session is first
         looked at.
-    :param lifetime_ms: milliseconds it lives from its last use on.
-    :param renew_on_read: whether a request that changes nothing is a use.
-    :param is_websocket: whether the request is a WebSocket's, whose session is read-only.
     """
 
-    def __init__(
-        self,
-        store: SessionStore,
-        cookie: str | None,
-        verify: Callable[[str], str | None],
-        *,
-        lifetime_ms: int,
-        renew_on_read: bool,
-        is_websocket: Callable[[], bool],
-    ) -> None:
+    modified = False
+    accessed = False
+    #: The cookie that the session was found by.
+    cookie: str | None = None
+    #: Whether the response is complete, but for a body that is being sent.
+    streaming = False
+
+    _opened: _Opened | None = None
+    _next_id: str | None = None
+    _wiped = False
+    _saved = False
+    _failed = False
+    _preserved = False
+    _error: RedisUnavailable | None = None
+
+    def __init__(self, store: SessionStore, app: Flask, request: Request, prove: Prove) -> None:
         self._store = store
-        self.cookie = cookie
-        self._verify = verify
-        self._lifetime_ms = lifetime_ms
-        self._renew_on_read = renew_on_read
-        self._is_websocket = is_websocket
-        self._data: dict[str, Any] | None = None
-        self._stored: Fields = {}
-        self._id: str | None = None
-        self._next_id: str | None = None
-        self._wiped = False
-        self._saved = self._failed = False
-        self._error: RedisUnavailable | None = None
+        self._app = app
+        self._request = request
+        self._prove = prove
+
+    # -- the mapping -----------------------------------------------------------------------
+
+    def __getitem__(self, key: str) -> Any:
+        return (self._opened or self._open()).data[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, or the default without it."""
+        return (self._opened or self._open()).data.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in (self._opened or self._open()).data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self._opened or self._open()).data)
+
+    def __len__(self) -> int:
+        return len((self._opened or self._open()).data)
+
+    def __repr__(self) -> str:
+        return repr((self._opened or self._open()).data)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._writable().data[key] = value
+        self.modified = True
+
+    def __delitem__(self, key: str) -> None:
+        del self._writable().data[key]
+        self.modified = True
+
+    def __or__(self, other: Any) -> dict[str, Any]:
+        return {**self, **other}
+
+    def __ror__(self, other: Any) -> dict[str, Any]:
+        return {**other, **self}
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def copy(self) -> dict[str, Any]:
+        """Return the values as a plain ``dict``."""
+        return (self._opened or self._open()).data.copy()
+
+    def clear(self) -> None:
+        """Remove everything, also what another request adds at this moment.
+
+        The session ends with it: what is put in afterwards begins a new one, which has a new id
+        and is bound to nobody.
+        """
+        opened = self._writable()
+        opened.data.clear()
+        self._wiped = self.modified = True
+        self._next_id = None
+        if opened.id is not None:
+            # On a cluster the slot is kept, unless it is the user's.
+            self._next_id = ids.new_id(after=None if ids.user_of(opened.id) else opened.id)
+
+    # -- ids and users ---------------------------------------------------------------------
 
     @property
     def loaded(self) -> bool:
         """Whether anybody looked into it, so that Redis was asked if there was anything to ask."""
-        return self._data is not None
+        return self._opened is not None
 
     @property
     def new(self) -> bool:  # type: ignore[override]
         """Whether nothing is stored of it yet."""
-        self._open()
-        return self._id is None
+        return (self._opened or self._open()).id is None
 
     @property
     def sid(self) -> str:
         """The id under which it will be stored at the end of the request, or is already."""
-        self._open()
+        opened = self._opened or self._open()
         if self._next_id is None:
-            if self._id is not None:
-                return self._id
+            if opened.id is not None:
+                return opened.id
             self._next_id = ids.new_id()
         return self._next_id
 
     @property
     def stored_id(self) -> str | None:
-        """The id under which it is stored; ``None`` while nothing is."""
-        return self._id
+        """The id under which it is stored; ``None`` while nothing is, or nobody looked."""
+        return None if self._opened is None else self._opened.id
+
+    def identity(self) -> Identity:
+        """Tell which stored session, and which user's, the request brought.
+
+        Only a session that Redis has counts: neither a forged cookie nor one whose session ended.
+        This is the one round trip by which the session is opened, and the only one: whatever looks
+        into the session afterwards finds it read. Without a cookie there is none. The answer stays
+        the same for the whole request, also after a login or a logout in it.
+
+        :raises RedisUnavailable: if Redis cannot tell.
+        """
+        brought = (self._opened or self._open()).brought
+        return Identity(brought, None if brought is None else ids.user_of(brought))
 
     def regenerate(self) -> None:
         """Give the session a new id when it is saved; the old one is dead from that moment on.
@@ -90,7 +185,7 @@ class Session(LazyMapping):
         Call it whenever what a session may do grows, at login above all: an id that somebody
         planted or saw before is then worth nothing.
         """
-        self._require_writable()
+        self._writable()
         self._next_id = ids.new_id(after=self.sid)
         self.modified = True
 
@@ -103,22 +198,12 @@ class Session(LazyMapping):
         :param user_id: the user; ``5`` and ``"5"`` are the same.
         :raises ValueError: if it names nobody.
         """
-        self._require_writable()
-        self._open()
+        self._writable()
         if self._next_id is None or not ids.is_bound(self._next_id, user_id):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
-    def clear(self) -> None:
-        """Remove everything, also what another request adds at this moment.
-
-        The session ends with it: what is put in afterwards is stored under a new id.
-        """
-        self._require_writable()
-        self._open().clear()
-        self._wiped = self.modified = True
-        if self._id is not None and self._next_id is None:
-            self.regenerate()
+    # -- reading and saving ----------------------------------------------------------------
 
     def save(self) -> bool:
         """Store what changed; the session cannot be written afterwards.
@@ -127,48 +212,73 @@ class Session(LazyMapping):
         :raises RedisUnavailable: unless Redis said that it is stored.
         :raises SessionTooLarge: for more than the size limit.
         """
-        if self._data is None or self._failed or self._is_websocket():
+        opened = self._opened
+        if opened is None or self._failed or self._is_websocket():
             self._saved = True
             return False
         if not self._saved:  # an answer to an error that came after it is saved passes here again
             self._saved = self._failed = True
             try:
-                self._store_change(encode(self._data))
+                self._store_change(opened)
             except RedisUnavailable as error:
                 self._error = error
                 raise
             self._failed = False
         return True
 
-    def _open(self) -> dict[str, Any]:
-        if self._data is not None:
-            return self._data
+    def warn_of_loss(self) -> None:
+        """Log a change inside a value that nothing could forbid, where it cannot be saved."""
+        self.streaming = False
+        if self._opened is None or self._failed:
+            return
+        try:
+            lost = bool(self._change(self._opened, _OfApp(self._app)))
+        except TypeError:
+            lost = True
+        if lost:
+            logger.error(
+                "A change inside a session is lost: it came after the response was complete, or "
+                "in a WebSocket handler, where the session is read-only"
+            )
+
+    def torn_down(self, sender: Flask, **_: Any) -> None:
+        """Permit changes that nobody saves, once a context that a test preserves was torn down.
+
+        Flask's test client keeps the context of its last request in a ``with`` block, for the test
+        to look at: taking flashed messages out is a change.
+        """
+        # Asking for ``flask.session`` itself would count as a look at it.
+        if flask.request._get_current_object() is self._request:  # type: ignore[attr-defined]
+            self._preserved = True
+
+    def _open(self) -> _Opened:
         self._raise_again()
         self.accessed = True
-        session_id = self._verify(self.cookie) if self.cookie else None
-        fields = None if session_id is None else self._fetch(session_id)
-        data = None if fields is None else self._store.read(fields)
-        with _opening:
-            if self._data is None:  # else another thread of this request was faster
-                if data is not None and fields is not None:
-                    self._id, self._stored = session_id, fields
-                self._data = data or {}
-            return self._data
-
-    def _fetch(self, session_id: str) -> Fields | None:
-        try:
-            return self._store.load(session_id, self._lifetime_ms if self._renew_on_read else None)
-        except RedisUnavailable as error:
-            self._error = error
-            raise
+        found = None
+        cookies = self._prove()
+        if cookies:
+            config = self._app.config
+            lifetime = self._lifetime_ms() if config["SESSION_REFRESH_EACH_REQUEST"] else None
+            try:
+                found = self._store.find(list(cookies), lifetime)
+            except RedisUnavailable as error:
+                self._error = error
+                raise
+        opened = _Opened(None, {}, {})
+        if found is not None:
+            self.cookie = cookies[found.id]
+            opened = _Opened(found.id, found.fields, found.data)
+        # One step, so that all threads of this request agree on what they see.
+        return cast(_Opened, self.__dict__.setdefault("_opened", opened))
 
     def _raise_again(self) -> None:
         if self._error is not None:
             raise type(self._error)(*self._error.args) from self._error
 
-    def _require_writable(self) -> None:
-        self._raise_again()
-        if self._saved:
+    def _writable(self) -> _Opened:
+        if self._error is not None:
+            self._raise_again()
+        if self._saved and (self.streaming or not self._preserved):
             raise GuardError(
                 "The response is complete, and this change of the session would be lost; in a "
                 "streamed body, change the session before the streaming begins"
@@ -178,54 +288,59 @@ class Session(LazyMapping):
                 "The session is read-only in a WebSocket handler: the response that could carry "
                 "its cookie was sent with the handshake"
             )
+        return self._opened or self._open()
 
-    def warn_of_loss(self, dumps: Callable[..., str]) -> None:
-        """Log a change inside a value that nothing could forbid, where it cannot be saved.
+    def _is_websocket(self) -> bool:
+        rule = self._request.url_rule
+        return rule is not None and rule.websocket
 
-        :param dumps: of the app's JSON provider, for where there is no current app any more.
-        """
-        if self._data is None or self._failed:
-            return
-        try:
-            lost = bool(self._change_to(encode(self._data, dumps)))
-        except TypeError:
-            lost = True
-        if lost:
-            logger.error(
-                "A change inside a session is lost: it came after the response was complete, or "
-                "in a WebSocket handler, where the session is read-only"
-            )
+    def _lifetime_ms(self) -> int:
+        return max(1, int(self._app.permanent_session_lifetime.total_seconds() * 1000))
 
-    def _change_to(self, fields: Fields) -> Change:
-        stored = self._stored
+    def _change(self, opened: _Opened, values: codec.Serializer | None = None) -> Change:
         if self._wiped:
-            return Change(fields, wipe=True)
-        return Change(
-            {k: v for k, v in fields.items() if k not in stored or not same(stored[k], v)},
-            [k for k in stored if k not in fields],
-        )
+            return codec.difference({}, {}, opened.data, values)._replace(wipe=True)
+        return codec.difference(opened.stored, opened.known, opened.data, values)
 
-    def _store_change(self, fields: Fields) -> None:
-        change = self._change_to(fields)
+    def _store_change(self, opened: _Opened) -> None:
+        change = self._change(opened)
         self.modified = self.modified or bool(change)
-        session_id, self._id = self._id, None
-        known, self._stored = self._stored, fields
+        session_id, opened.id = opened.id, None
         result = Saved.STORED
         if session_id is None:
-            if not fields:
-                return
-            session_id = self._next_id or ids.new_id()
-            self._store.create(session_id, fields, self._lifetime_ms)
-        elif self._wiped and not fields:
+            if change.set:
+                session_id = self._next_id or ids.new_id()
+                self._store.create(session_id, change.set, self._lifetime_ms())
+        elif self._wiped and not change.set:
             self._store.delete(session_id)
-            return
+            result = Saved.EMPTIED
         elif self._next_id is not None:
             old, session_id = session_id, self._next_id
-            result = self._store.move(old, session_id, known, change, self._lifetime_ms)
-        elif change or (self.modified and not self._renew_on_read):
-            result = self._store.change(session_id, change, self._lifetime_ms)
+            result = self._store.move(old, session_id, opened.stored, change, self._lifetime_ms())
+        elif change or (self.modified and not self._app.config["SESSION_REFRESH_EACH_REQUEST"]):
+            result = self._store.change(session_id, change, self._lifetime_ms())
         if result is Saved.ENDED:
             # No answer may claim that the change is saved. A second try meets an empty session.
             raise RedisUnavailable("SESSION SAVE", "session-ended")
-        self._id = session_id if result is Saved.STORED else None
+        opened.id = session_id if result is Saved.STORED else None
+        opened.stored, opened.known = change.applied_to(opened.stored), dict(opened.data)
         self._next_id, self._wiped = None, False
+
+
+class _OfApp:
+    """Writes values as an app's JSON provider does, where there is no current app any more."""
+
+    def __init__(self, app: Flask) -> None:
+        self._json = app.json
+
+    def dumps(self, value: Any) -> str:
+        tagged = session_json_serializer.tag(value)
+        return self._json.dumps(tagged, separators=(",", ":"))
+
+    def loads(self, text: str) -> Any:
+        return session_json_serializer.loads(text)
+
+
+#: Flask's own ``session``, known to type checkers as what a :class:`GuardedSessionInterface` makes
+#: of it: ``session.bind_user(5)`` needs no cast.
+session: Final[Session] = cast(Session, flask.session)

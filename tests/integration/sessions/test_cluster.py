@@ -60,7 +60,7 @@ def test_an_id_and_its_successor_share_a_slot(store: SessionStore, cluster: Redi
     assert moved is Saved.STORED
     assert store.get(old) is None
     assert store.get(new) == {"a": 1, "b": 3}
-    assert store.move(old, new_id(after=old), fields, Change(), 60_000) is Saved.ENDED
+    assert store.move(old, new_id(after=old), fields, Change({}), 60_000) is Saved.ENDED
     assert len(slots(cluster)) == 1
 
 
@@ -104,7 +104,7 @@ def test_a_session_emptied_on_the_way_is_gone(store: SessionStore, cluster: Redi
     old, new = new_id(), new_id(5)
     known = encode({"a": 1})
     store.create(old, known, 60_000)
-    moved = store.move(old, new, known, Change(remove=list(known)), 60_000)
+    moved = store.move(old, new, known, Change({}, list(known)), 60_000)
     assert moved is Saved.EMPTIED
     assert slots(cluster) == set()
 

@@ -22,7 +22,15 @@ from flask import (
 from flask.sessions import SecureCookieSessionInterface
 from flask.testing import FlaskClient
 
-from flask_redis_guard import GuardError, RedisUnavailable, SessionTooLarge
+import flask_redis_guard
+from flask_redis_guard import (
+    ConfigurationError,
+    GuardedSessionInterface,
+    GuardError,
+    RedisGuard,
+    RedisUnavailable,
+    SessionTooLarge,
+)
 from tests.support import RedisServer, eventually
 from tests.support.session_apps import session_app
 
@@ -591,6 +599,18 @@ def test_a_change_inside_a_value_in_a_streamed_body_is_told_of(
     assert client.get("/read").json == {"seen": ["before"]}
 
 
+def test_a_streamed_logout_tells_of_no_loss(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    @setup.app.post("/streamed-logout")
+    def streamed() -> Response:
+        session.clear()
+        return Response(iter(["goodbye"]))
+
+    client = setup.client()
+    client.post("/login/5")
+    assert client.post("/streamed-logout", buffered=True).text == "goodbye"
+    assert "is lost" not in caplog.text
+
+
 def test_threads_of_one_request_share_its_session(setup: Setup) -> None:
     @setup.app.post("/threads")
     def threads() -> str:
@@ -677,6 +697,19 @@ def test_without_a_secret_key_it_says_so(make_setup: MakeSetup) -> None:
         with pytest.raises(RuntimeError, match="secret key"):
             session["a"] = 1
     assert setup.client().get("/untouched").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["app", "class", "nothing"])
+def test_an_interface_for_something_else_than_a_guard_is_refused(setup: Setup, kind: str) -> None:
+    given: Any = {"app": setup.app, "class": RedisGuard, "nothing": None}[kind]
+    with pytest.raises(ConfigurationError) as raised:
+        GuardedSessionInterface(given)
+    assert "as in GuardedSessionInterface(guard)" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_typed_session_is_flasks_own() -> None:
+    assert flask_redis_guard.session is session
 
 
 def test_an_app_without_the_guard_says_so(setup: Setup) -> None:
