@@ -24,6 +24,10 @@ from flask_redis_guard.events import (
 
 logger = logging.getLogger("flask_redis_guard")
 
+#: Seconds before a line on a circuit that opens again and again is written a second time. The
+#: pause doubles each time, up to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
+
 
 class OutageWatch:
     """Follow failures and transitions of one breaker.
@@ -58,6 +62,8 @@ class OutageWatch:
         self._reset = False  # an operator let everybody pass; no success has been seen yet
         self._told: set[str] = set()
         self._quiet_until = 0.0
+        self._logged = False  # the first failure of this outage
+        self._reopenings = _Pauses()
         #: The error of the last failure; ``None`` while there was none.
         self.last_failure: RedisUnavailable | None = None
         #: When that was, in seconds since the epoch.
@@ -86,13 +92,14 @@ class OutageWatch:
                 self._begin(now)
             if log:
                 self._quiet_until = now + self._window_seconds
+                self._logged = True
             self._recent.append(now)
             full = len(self._recent) == self._recent.maxlen
             burst = full and now - self._recent[0] <= self._window_seconds
             alert = burst and self._first("rate")
         if log:
             detail = {"operation": error.operation, "reason": error.reason}
-            logger.error("Redis connection failed", extra=detail)
+            logger.error("Redis connection failed (%s in %s)", *_said(error), extra=detail)
         if not alert:
             return None
         return FailureRateHigh(self._recent.maxlen or 0, self._window_seconds)
@@ -106,7 +113,10 @@ class OutageWatch:
             if self._reset:
                 recovered = self._recover()
             elif not self._opened:
+                downtime, told = self.downtime, self._logged
                 self._end()
+                if told:
+                    logger.warning("Redis answers again after %.1f s", downtime)
         return None if recovered is None else RedisRecovered(recovered)
 
     def _changed(self, transition: Transition) -> RedisRecovered | None:
@@ -120,8 +130,44 @@ class OutageWatch:
                     recovered = self._recover()
                 elif self._opened:  # an operator's word is no proof: the next success is
                     self._opened, self._reset = False, True
-        _log(transition)
+        self._log(transition, recovered)
         return None if recovered is None else RedisRecovered(recovered)
+
+    def _log(self, transition: Transition, downtime: float | None) -> None:
+        """Write the line that operators search for, with all that is known in it."""
+        previous, current, reason = transition.previous, transition.current, transition.reason
+        details: dict[str, Any] = {"reason": reason, "failures": transition.failures}
+        if reason == "operator":
+            logger.warning("Circuit breaker set to %s by an operator", current.value, extra=details)
+        elif current is CircuitState.OPEN and previous is CircuitState.HALF_OPEN:
+            self._log_reopening(details)
+        elif current is CircuitState.OPEN:
+            logger.error(
+                "Circuit breaker opening after %d failures (%s; the last: %s in %s): what needs "
+                "Redis is refused with 503 until Redis answers again",
+                *(transition.failures, reason, *_said(self.last_failure)),
+                extra=details,
+            )
+        elif current is CircuitState.HALF_OPEN:
+            logger.info("Circuit breaker half-open, probing Redis", extra=details)
+        else:
+            logger.warning(
+                "Circuit breaker closing after successful operations: Redis serves again after "
+                "%.1f s",
+                downtime or 0.0,
+                extra=details,
+            )
+
+    def _log_reopening(self, details: dict[str, Any]) -> None:
+        since = self._reopenings.tell(self._clock())
+        if since is not None:
+            logger.warning(
+                "Circuit breaker reopening after failure in half-open state (%s in %s), down for "
+                "%.1f s%s",
+                *(*_said(self.last_failure), self.downtime),
+                "" if since == 1 else f", {since} times since this was last written",
+                extra=details,
+            )
 
     def _tick(self, _: object) -> DowntimeExtended | None:
         """Look at the clock: an outage that lasts is told of without any traffic."""
@@ -150,6 +196,7 @@ class OutageWatch:
 
     def _end(self) -> None:
         self._began = None
+        self._logged = False
         self._bus.unsubscribe(CallFinished, self._finished)
 
     def _recover(self) -> float:
@@ -160,22 +207,29 @@ class OutageWatch:
         self._told.clear()
         self._recent.clear()
         self._quiet_until = 0.0
+        self._reopenings = _Pauses()
         return downtime
 
 
-def _log(transition: Transition) -> None:
-    """Write the line that operators search for."""
-    previous, current = transition.previous, transition.current
-    details: dict[str, Any] = {"reason": transition.reason, "failures": transition.failures}
-    if transition.reason == "operator":
-        logger.warning("Circuit breaker set to %s by an operator", current.value, extra=details)
-    elif current is CircuitState.OPEN and previous is CircuitState.HALF_OPEN:
-        logger.warning("Circuit breaker reopening after failure in half-open state", extra=details)
-    elif current is CircuitState.OPEN:
-        logger.error(
-            "Circuit breaker opening after %d failures", transition.failures, extra=details
-        )
-    elif current is CircuitState.HALF_OPEN:
-        logger.info("Circuit breaker half-open, probing Redis", extra=details)
-    else:
-        logger.info("Circuit breaker closing after successful operations", extra=details)
+class _Pauses:
+    """Tell something at once, and then after pauses that grow."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
+        self._since = 0
+
+    def tell(self, now: float) -> int | None:
+        """Return how often it happened since it was told, or ``None`` if it is not told now."""
+        self._since += 1
+        if now < self._not_before:
+            return None
+        since, self._since = self._since, 0
+        self._not_before = now + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return since
+
+
+def _said(error: RedisUnavailable | None) -> tuple[str, str]:
+    """Return the reason and the operation of a failure."""
+    return ("unknown", "unknown") if error is None else (error.reason, error.operation)

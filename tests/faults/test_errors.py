@@ -140,9 +140,12 @@ def test_a_server_in_trouble_is_a_failure_with_a_reason(
             assert isinstance(refusal.value.__cause__, redis.RedisError)
     assert guarded.finished == [("SET", "failure", reason)] * 3
     failed, opened = caplog.records
-    assert (failed.getMessage(), failed.levelname) == ("Redis connection failed", "ERROR")
+    assert failed.getMessage() == f"Redis connection failed ({reason} in SET)"
+    assert failed.levelname == "ERROR"
     assert (failed.reason, failed.operation) == (reason, "SET")  # type: ignore[attr-defined]
-    assert opened.getMessage() == "Circuit breaker opening after 3 failures"
+    assert opened.getMessage().startswith(
+        f"Circuit breaker opening after 3 failures (consecutive-failures; the last: {reason} in SET"
+    )
     guarded.close()
 
 

@@ -82,12 +82,23 @@ def test_whole_outage_in_the_lines_that_operators_search_for(
     story.clock.advance(30)
     story.call(Outcome.SUCCESS)
     assert lines(caplog) == [
-        ("ERROR", "Redis connection failed"),
-        ("ERROR", "Circuit breaker opening after 5 failures"),
+        ("ERROR", "Redis connection failed (connection in GET)"),
+        (
+            "ERROR",
+            "Circuit breaker opening after 5 failures (consecutive-failures; the last: connection "
+            "in GET): what needs Redis is refused with 503 until Redis answers again",
+        ),
         ("INFO", "Circuit breaker half-open, probing Redis"),
-        ("WARNING", "Circuit breaker reopening after failure in half-open state"),
+        (
+            "WARNING",
+            "Circuit breaker reopening after failure in half-open state (connection in GET), down "
+            "for 30.0 s",
+        ),
         ("INFO", "Circuit breaker half-open, probing Redis"),
-        ("INFO", "Circuit breaker closing after successful operations"),
+        (
+            "WARNING",
+            "Circuit breaker closing after successful operations: Redis serves again after 60.0 s",
+        ),
     ]
     assert {record.name for record in caplog.records} == {"flask_redis_guard"}
     changes = ["circuit-state-changed"] * 5
@@ -118,10 +129,39 @@ def test_flickering_logs_once_in_a_window(caplog: pytest.LogCaptureFixture) -> N
         story.fail(1)
         story.call(Outcome.SUCCESS)
         story.clock.advance(1)
-    assert lines(caplog) == [("ERROR", "Redis connection failed")]
+    told = [
+        ("ERROR", "Redis connection failed (connection in GET)"),
+        ("WARNING", "Redis answers again after 0.0 s"),
+    ]
+    assert lines(caplog) == told
     story.clock.advance(2)
     story.fail(1)
-    assert len(lines(caplog)) == 2
+    story.clock.advance(0.5)
+    story.call(Outcome.SUCCESS)
+    assert lines(caplog) == [*told, told[0], ("WARNING", "Redis answers again after 0.5 s")]
+
+
+def test_reopening_is_told_once_and_then_with_growing_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    story = Story()
+    story.fail(3)
+    for _ in range(480):  # four hours of an open time of 30 s
+        story.clock.advance(30)
+        story.fail(1)
+    said = [record for record in caplog.records if "reopening" in record.getMessage()]
+    began = said[0].getMessage()
+    assert began.startswith("Circuit breaker reopening after failure in half-open state (")
+    times = [line.getMessage().partition(" s, ")[2].partition(" times")[0] for line in said]
+    assert times == ["", "2", "4", "8", "16", "32", "64", "120", "120"]
+    # The next outage is told from the beginning.
+    story.clock.advance(30)
+    story.call(Outcome.SUCCESS)
+    caplog.clear()
+    story.fail(3)
+    story.clock.advance(30)
+    story.fail(1)
+    assert "reopening" in caplog.text
 
 
 def test_failure_rate_is_told_once_for_each_flickering_and_again_for_the_next() -> None:
