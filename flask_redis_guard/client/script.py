@@ -12,7 +12,8 @@ import redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError
 
-from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.client.outcomes import judge
+from flask_redis_guard.errors import RedisTimeout, RedisUnavailable
 
 #: Replies of scripts are bytes, whatever ``decode_responses`` and ``encoding`` say to the user.
 _AS_BYTES: Final[dict[str, Any]] = {NEVER_DECODE: True}
@@ -28,27 +29,26 @@ def client_getter(source: ClientSource) -> Callable[[], Any]:
     return lambda: source
 
 
-def told_time(server_time: Callable[[], int] | None) -> tuple[bytes, ...]:
-    """The last argument of a script in tests: the time. Otherwise it asks the server's clock.
+def read_lua(package: str, *names: str) -> str:
+    """Return the text of files, joined in this order.
 
-    :param server_time: a test's clock, in microseconds.
+    :param package: where they are.
     """
-    return () if server_time is None else (b"@%d" % server_time(),)
+    folder = files(package)
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 class Script:
-    """A script made of files of a package, called by its digest.
+    """A script, called by its digest.
 
     :param operation: what an error says was tried.
-    :param names: the files, joined in this order.
-    :param package: where they are.
+    :param text: the script itself.
     """
 
-    def __init__(self, operation: str, *names: str, package: str) -> None:
-        folder = files(package)
+    def __init__(self, operation: str, text: str) -> None:
         self.operation = operation
-        self.text = "\n".join(folder.joinpath(n).read_text(encoding="utf-8") for n in names)
-        digest = hashlib.sha1(self.text.encode(), usedforsecurity=False)
+        self.text = text
+        digest = hashlib.sha1(text.encode(), usedforsecurity=False)
         self.digest = digest.hexdigest().encode()  # as bytes, which redis-py sends as they are
 
     def __call__(
@@ -139,9 +139,7 @@ def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any
         return call(*args, **options)
     except RedisUnavailable:
         raise
-    except redis.TimeoutError as error:
-        raise RedisUnavailable(operation, "timeout") from error
-    except redis.ConnectionError as error:
-        raise RedisUnavailable(operation, "connection") from error
-    except (redis.RedisError, UnicodeDecodeError) as error:  # the latter from a foreign client
-        raise RedisUnavailable(operation, "rejected") from error
+    except (redis.RedisError, OSError, UnicodeDecodeError) as error:  # the last: foreign clients
+        reason = judge(error).reason or "rejected"
+        kind = RedisTimeout if reason == "timeout" else RedisUnavailable
+        raise kind(operation, reason) from error

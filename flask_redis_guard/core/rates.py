@@ -18,9 +18,6 @@ TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
 FIXED_WINDOW: Final = "fixed-window"
 ALGORITHMS: Final = (SLIDING_WINDOW, TOKEN_BUCKET, FIXED_WINDOW)
 
-#: Up to this limit the sliding window keeps an exact log of its (at most so many) admissions.
-EXACT_LIMIT: Final = 16
-
 #: Counters are stored in four bytes.
 MAX_LIMIT: Final = 2**32 - 1
 

@@ -9,14 +9,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from flask_redis_guard.core.rates import (
-    EXACT_LIMIT,
-    FIXED_WINDOW,
-    TOKEN_BUCKET,
-    Rate,
-    parse_rates,
-)
+from flask_redis_guard.core.rates import Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError
+from flask_redis_guard.limiting.algorithms import algorithm_of
 
 #: Who is counted. Values of different types never share a counter, nor do ``("a", "bc")`` and
 #: ``("ab", "c")``: every part is written with its type and its length.
@@ -108,15 +103,11 @@ class KeyMaker:
 
 def rate_head(rate: Rate) -> bytes:
     """Algorithm (a byte), limit (4), period in microseconds (7) and capacity (4) for scripts."""
-    if rate.effective_algorithm == TOKEN_BUCKET:
-        code = b"t"
-    elif rate.effective_algorithm == FIXED_WINDOW:
-        code = b"f"
-    else:
-        code = b"l" if rate.limit <= EXACT_LIMIT else b"w"
     period = rate.per_seconds * 1_000_000
     numbers = ((rate.limit, 4), (period, 7), (rate.capacity, 4))
-    return code + b"".join(number.to_bytes(width, "big") for number, width in numbers)
+    return algorithm_of(rate).code + b"".join(
+        number.to_bytes(width, "big") for number, width in numbers
+    )
 
 
 def encode(subject: Subject) -> bytes:

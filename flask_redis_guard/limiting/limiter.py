@@ -9,7 +9,7 @@ from typing import Final
 
 from redis.cluster import RedisCluster
 
-from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, told_time
+from flask_redis_guard.client.script import ClientSource, client_getter, guarded
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import Bus, LimitsDecided
@@ -20,19 +20,18 @@ from flask_redis_guard.limiting.plan import (
     REPLY_WIDTH,
     Charge,
     Plan,
-    Receipt,
     Row,
+    algorithms_of,
     judge_argument,
     judge_script,
+    refund,
+    refund_script,
 )
 
 _log = logging.getLogger(__name__)
 
 _HIT: Final = b"h"
 _PEEK: Final = b"p"
-_REFUND: Final = Script(
-    "rate limit refund", "clock.lua", "codec.lua", "refund.lua", package=__package__
-)
 
 
 class RateLimiter:
@@ -51,7 +50,6 @@ class RateLimiter:
     :param processes: how many processes share each limit while :attr:`local` stands in.
     :param bus: told of each decision.
     :param monotonic: clock of the denial cache, in seconds.
-    :param server_time: replaces the server's clock, in microseconds. For tests only.
     """
 
     def __init__(
@@ -64,11 +62,9 @@ class RateLimiter:
         processes: int = 1,
         bus: Bus | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        server_time: Callable[[], int] | None = None,
     ) -> None:
         self._client = client_getter(client)
         self._monotonic = monotonic
-        self._server_time = server_time
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
         self._bus = bus or Bus()
@@ -91,13 +87,13 @@ class RateLimiter:
 
     def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """What :meth:`hit` would say now, without charging. It always asks Redis."""
-        plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys)
+        plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys, self)
         self._ask(plan, plan.rows, _PEEK)
         return plan.decisions()[0]
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
         """Free a subject of all that it was charged. ``cost`` is taken for symmetry only."""
-        rows = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys).rows
+        rows = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys, self).rows
         keys = [row.key for row in rows]
         guarded("rate limit reset", self._client().delete, *keys)
         self.denials.forget(keys)
@@ -136,7 +132,7 @@ class RateLimiter:
             limits = self.keys.limits(charges[0].rates, charges[0].scope)
             if len(limits) == 1:
                 return [self._judge_one(charges[0], limits[0])]
-        plan = Plan(charges, self.keys)
+        plan = Plan(charges, self.keys, self)
         if not plan.rows:
             return []
         remembered = self._remembered(plan)
@@ -149,10 +145,10 @@ class RateLimiter:
                 self._ask(plan, rows, _PEEK if plan.refused else _HIT)
                 asked += rows
         except RedisUnavailable:
-            self._give_back(plan, asked)
+            self._take_back(plan, asked)
             raise
         if plan.refused:
-            self._give_back(plan, asked)
+            self._take_back(plan, asked)
         self._remember(plan, sent)
         return plan.decisions()
 
@@ -165,9 +161,8 @@ class RateLimiter:
             known = self.denials.states(denial)[key]._replace(rate=rate)
             return Decision.of([known], remembered=True)
         sent = self._monotonic()
-        asked = (_HIT + judge_argument(head, cost), *told_time(self._server_time))
-        script = judge_script(head[:1])
-        room, remaining, reset, retry, _, _ = script(self._client(), (key,), asked, REPLY_WIDTH)
+        asked, script = _HIT + judge_argument(head, cost), judge_script(head[:1])
+        room, remaining, reset, retry, _, _ = script(self._client(), (key,), (asked,), REPLY_WIDTH)
         state = RateState(rate, room == 1, remaining, reset / 1e6, retry / 1e6)
         if state.allowed:
             self.denials.admitted(key, cost)
@@ -179,18 +174,11 @@ class RateLimiter:
         """Give back what refundable charges took, as far as it still counts.
 
         Each decision is good for one refund; one without a ``receipt`` took nothing that could be
-        given back and is passed over.
+        given back and is passed over. What :attr:`local` charged it gets back.
 
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
-        self._refund(
-            [
-                row
-                for decision in decisions
-                if isinstance(decision.receipt, Receipt)
-                for row in decision.receipt.redeem()
-            ]
-        )
+        refund(decisions)
 
     def _remembered(self, plan: Plan) -> list[Decision] | None:
         for row in plan.rows if self.denials else ():
@@ -210,7 +198,7 @@ class RateLimiter:
             elif row.charged:
                 self.denials.admitted(row.key, row.cost)
 
-    def _parts(self, rows: list[Row]) -> list[list[Row]]:
+    def _parts(self, rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
         """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
         if len(rows) == 1 or not isinstance(self._client(), RedisCluster):
             return [rows]
@@ -219,32 +207,30 @@ class RateLimiter:
             parts.setdefault(row.key[row.key.rindex(b"{") :], []).append(row)
         return list(parts.values())
 
-    def _ask(self, plan: Plan, rows: list[Row], mode: bytes) -> None:
+    def _ask(self, plan: Plan, rows: Sequence[Row], mode: bytes) -> None:
         keys = [row.key for row in rows]
         asked = mode + b"".join([judge_argument(row.head, row.cost, row.group) for row in rows])
-        args = (asked, *told_time(self._server_time))
-        script = judge_script(bytes(sorted({row.head[0] for row in rows})))
-        reply = script(self._client(), keys, args, REPLY_WIDTH * len(rows))
+        script = judge_script(algorithms_of(rows))
+        reply = script(self._client(), keys, (asked,), REPLY_WIDTH * len(rows))
         plan.take_reply(rows, reply, hit=mode == _HIT)
 
-    def _give_back(self, plan: Plan, asked: Sequence[Row]) -> None:
+    def _take_back(self, plan: Plan, asked: Sequence[Row]) -> None:
         """On Cluster: free earlier subjects of what a request took that was then refused."""
         charged = [row for row in asked if row.charged]
         try:
-            self._refund(charged)
+            self.give_back(charged)
         except RedisUnavailable as error:
             # The request stays refused; what stays charged can only make the limit stricter.
             _log.warning("A refused request could not be given back what it was charged: %s", error)
         else:
             plan.returned(charged)
 
-    def _refund(self, rows: list[Row]) -> None:
-        if not rows:
-            return
-        for part in self._parts(rows):
+    def give_back(self, rows: Sequence[Row]) -> None:
+        """See :class:`.plan.Issuer`."""
+        for part in self._parts(rows) if rows else ():
             keys = [row.key for row in part]
-            args = [*[row.refund_argument() for row in part], *told_time(self._server_time)]
-            _REFUND(self._client(), keys, args, 0)
+            args = [row.refund_argument() for row in part]
+            refund_script(algorithms_of(part))(self._client(), keys, args, 0)
             self.denials.forget(keys)
 
     def _delete_matching(self, rate: Rate, scope: str) -> int:

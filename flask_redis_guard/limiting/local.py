@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Final
 
 from flask_redis_guard.core.rates import Decision, Rate, RateState, parse_rates
+from flask_redis_guard.limiting.algorithms import Counter, algorithm_of
 from flask_redis_guard.limiting.keys import KeyMaker, Rates, Subject
-from flask_redis_guard.limiting.local_counters import Counter, new_counter
-from flask_redis_guard.limiting.plan import Charge, Plan, Receipt, Row
+from flask_redis_guard.limiting.plan import Charge, Plan, Row, refund
 
 #: Counters of each limit that subjects share who come when the memory is full.
 _SHARED: Final = 64
@@ -63,7 +63,7 @@ class LocalLimiter:
     def judge(self, charges: Sequence[Charge]) -> list[Decision]:
         """As :meth:`.limiter.RateLimiter.judge`, without Redis."""
         shares = [replace(c, rates=tuple(map(self._share, c.rates))) for c in charges]
-        plan = Plan(shares, self._keys)
+        plan = Plan(shares, self._keys, self)
         with self._locked():
             now = self._clock()
             counters = [self._counter(row, now) for row in plan.rows]
@@ -83,20 +83,21 @@ class LocalLimiter:
         return plan.decisions()
 
     def refund(self, *decisions: Decision) -> None:
-        """As :meth:`.limiter.RateLimiter.refund`, for decisions made here."""
-        for decision in decisions:
-            if not isinstance(decision.receipt, Receipt):
-                continue
-            with self._locked():
-                now = self._clock()
-                for row in decision.receipt.redeem():
-                    self._counter(row, now).give(now, row.cost, row.marks[0])
+        """As :meth:`.limiter.RateLimiter.refund`."""
+        refund(decisions)
+
+    def give_back(self, rows: Sequence[Row]) -> None:
+        """See :class:`.plan.Issuer`."""
+        with self._locked():
+            now = self._clock()
+            for row in rows:
+                self._counter(row, now).give(now, row.cost, row.marks[0])
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
         """As :meth:`.limiter.RateLimiter.reset`, without Redis."""
         shares = tuple(map(self._share, parse_rates(rates)))
         with self._locked():
-            for row in Plan([Charge(shares, key, cost, scope)], self._keys).rows:
+            for row in Plan([Charge(shares, key, cost, scope)], self._keys, self).rows:
                 self._counters.pop(row.key, None)
 
     def _share(self, rate: Rate) -> Rate:
@@ -119,10 +120,10 @@ class LocalLimiter:
         shared = self._shared.get(bucket)
         if not self._has_room(now):
             if shared is None:
-                shared = self._shared[bucket] = new_counter(row.rate)
+                shared = self._shared[bucket] = _new_counter(row.rate)
             return shared
         counter = (
-            deepcopy(shared) if shared is not None and shared.reset(now) else new_counter(row.rate)
+            deepcopy(shared) if shared is not None and shared.reset(now) else _new_counter(row.rate)
         )
         self._counters[row.key] = counter
         return counter
@@ -142,3 +143,7 @@ class LocalLimiter:
         # Made at the first use and again after a fork, whatever was imported or patched before.
         pid = os.getpid()
         return self._locks.get(pid) or self._locks.setdefault(pid, threading.Lock())
+
+
+def _new_counter(rate: Rate) -> Counter:
+    return algorithm_of(rate).counter(rate)

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Final, Protocol
 
-from flask_redis_guard.client.script import Script
+from flask_redis_guard.client.script import Script, read_lua
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState, check_cost
+from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.limiting.algorithms import by_code
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
 
 #: Numbers that the script answers for each counter.
 REPLY_WIDTH: Final = 6
-
-
-_ALGORITHMS: Final = {
-    ord("w"): "sliding_window.lua",
-    ord("l"): "exact_log.lua",
-    ord("t"): "token_bucket.lua",
-    ord("f"): "fixed_window.lua",
-}
+#: Where the parts of algorithms stand in judge.lua and refund.lua.
+_PLACE: Final = "-- [algorithms]\n"
 
 
 @cache
 def judge_script(algorithms: bytes) -> Script:
-    """The script that judges rates of these algorithms: one of fifteen.
+    """The script that judges rates of these algorithms.
 
     :param algorithms: their codes in order, as in :func:`.keys.rate_head`.
     """
-    parts = [_ALGORITHMS[code] for code in algorithms]
-    express = ["sliding_window_express.lua"] if algorithms == b"w" else []
-    names = ("clock.lua", *express, "codec.lua", "judge.lua", *parts, "judge_all.lua")
-    return Script("rate limit", *names, package=__package__)
+    express = by_code(algorithms[0]).lua("express") if len(algorithms) == 1 else ""
+    text = read_lua(__package__, "clock.lua") + express + _composed("judge", algorithms)
+    return Script("rate limit", text)
+
+
+@cache
+def refund_script(algorithms: bytes) -> Script:
+    """The script that gives back what rates of these algorithms were charged."""
+    text = read_lua(__package__, "clock.lua") + _composed("refund", algorithms)
+    return Script("rate limit refund", text)
+
+
+def _composed(section: str, algorithms: bytes) -> str:
+    parts = "".join(by_code(code).lua(section) for code in algorithms)
+    return read_lua(__package__, "codec.lua", f"{section}.lua").replace(_PLACE, parts)
+
+
+def algorithms_of(rows: Iterable[Row]) -> bytes:
+    """Return the codes of the algorithms that count these rows, in order."""
+    return bytes(sorted({row.head[0] for row in rows}))
 
 
 @dataclass(slots=True)  # not frozen: one is made for each request, and freezing it takes longest
@@ -106,10 +118,18 @@ def judge_argument(head: bytes, cost: int, group: int = 0) -> bytes:
     return head + (cost << 16 | group).to_bytes(7, "big")
 
 
+class Issuer(Protocol):
+    """Who charged: nobody else can give back what it took."""
+
+    def give_back(self, rows: Sequence[Row]) -> None:
+        """Give these rows back what they were charged, as far as it still counts."""
+
+
 @dataclass(slots=True, eq=False)
 class Receipt:
-    """What a refundable charge took; good for one refund."""
+    """What a refundable charge took, and from whom; good for one refund."""
 
+    issuer: Issuer
     rows: list[Row] = field(default_factory=list)
 
     def redeem(self) -> list[Row]:
@@ -118,16 +138,38 @@ class Receipt:
         return rows
 
 
+def refund(decisions: Iterable[Decision]) -> None:
+    """Give back what refundable charges took, each to whoever charged it.
+
+    :raises RedisUnavailable: if one of them cannot; the others have been given back all the same.
+    """
+    by_issuer: dict[Issuer, list[Row]] = {}
+    for decision in decisions:
+        if isinstance(decision.receipt, Receipt):
+            rows = decision.receipt.redeem()
+            by_issuer.setdefault(decision.receipt.issuer, []).extend(rows)
+    failure: RedisUnavailable | None = None
+    for issuer, rows in by_issuer.items():
+        try:
+            issuer.give_back(rows)
+        except RedisUnavailable as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
 class Plan:
     """The counters of one request: each once, however many charges name it.
 
     :param charges: what is asked.
     :param keys: names the counters.
+    :param issuer: who charges them.
     :raises TypeError: for a subject of an unknown type.
     """
 
-    def __init__(self, charges: Sequence[Charge], keys: KeyMaker) -> None:
+    def __init__(self, charges: Sequence[Charge], keys: KeyMaker, issuer: Issuer) -> None:
         self.charges = charges
+        self._issuer = issuer
         self.refused = False
         self._by_charge: list[list[Row]] = []
         by_key: dict[bytes, Row] = {}
@@ -191,8 +233,10 @@ class Plan:
                 continue
             receipt = None
             if charge.refundable:
-                kept = [r for r in rows if r.refundable and r.owner == index and r.charged]
-                receipt = Receipt(kept) if kept else None
+                # Each once: two rates of one charge may be one counter under two names.
+                mine_alone = (r for r in rows if r.refundable and r.owner == index and r.charged)
+                kept = list(dict.fromkeys(mine_alone))
+                receipt = Receipt(self._issuer, kept) if kept else None
             found.append(Decision.of(mine, remembered=remembered, receipt=receipt))
         return found
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from flask_redis_guard.client.script import ClientSource, Script, client_getter, told_time
+from flask_redis_guard.client.script import ClientSource, Script, client_getter, read_lua
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
 
 _LEASE: Final = Script(
-    "concurrency limit", "clock.lua", "codec.lua", "lease.lua", package=__package__
+    "concurrency limit", read_lua(__package__, "clock.lua", "codec.lua", "lease.lua")
 )
 
 #: A subject's leases are members of one set; this bounds it.
@@ -51,19 +51,11 @@ class ConcurrencyLimiter:
 
     :param client: a redis-py client, or a callable that gives one.
     :param keys: names the counters; the one of the app's rate limiter.
-    :param server_time: replaces the server's clock, in microseconds. For tests only.
     """
 
-    def __init__(
-        self,
-        client: ClientSource,
-        keys: KeyMaker,
-        *,
-        server_time: Callable[[], int] | None = None,
-    ) -> None:
+    def __init__(self, client: ClientSource, keys: KeyMaker) -> None:
         self._client = client_getter(client)
         self._keys = keys
-        self._server_time = server_time
 
     def lease(self, key: Subject, limit: int, seconds: int = 60, scope: str = "") -> Lease:
         """Return a lease that is to be acquired.
@@ -149,7 +141,7 @@ class ConcurrencyLimiter:
 
     def _call(self, lease: Lease, mode: bytes) -> tuple[list[bytes], list[bytes]]:
         numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
-        return [lease.key], [mode, lease.id, *numbers, *told_time(self._server_time)]
+        return [lease.key], [mode, lease.id, *numbers]
 
 
 def _refusal(lease: Lease, answer: list[int]) -> Decision | None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from redis.cluster import RedisCluster
 
-from flask_redis_guard.client.script import ClientSource, Script, client_getter
+from flask_redis_guard.client.script import ClientSource, Script, client_getter, read_lua
 from flask_redis_guard.errors import RedisUnavailable, SessionTooLarge
 from flask_redis_guard.events import Bus, SessionFailed, SessionUnreadable
 from flask_redis_guard.sessions import ids
@@ -29,10 +29,10 @@ logger = logging.getLogger("flask_redis_guard")
 #: Seconds; far below what the server's clock can count to.
 _LONGEST: Final = 1000 * 365 * 86_400
 
-_LOAD: Final = Script("SESSION LOAD", "users.lua", "load.lua", package=__package__)
-_SAVE: Final = Script("SESSION SAVE", "users.lua", "save.lua", package=__package__)
-_DELETE: Final = Script("SESSION DELETE", "users.lua", "delete.lua", package=__package__)
-_REVOKE: Final = Script("SESSION REVOKE", "users.lua", "revoke.lua", package=__package__)
+_LOAD: Final = Script("SESSION LOAD", read_lua(__package__, "users.lua", "load.lua"))
+_SAVE: Final = Script("SESSION SAVE", read_lua(__package__, "users.lua", "save.lua"))
+_DELETE: Final = Script("SESSION DELETE", read_lua(__package__, "users.lua", "delete.lua"))
+_REVOKE: Final = Script("SESSION REVOKE", read_lua(__package__, "users.lua", "revoke.lua"))
 
 
 class Found(NamedTuple):

@@ -11,6 +11,7 @@ import redis
 
 from flask_redis_guard.limiting.limiter import RateLimiter
 from tests.support import RedisServer
+from tests.support.clocked import Clocked
 
 _subjects = itertools.count()
 
@@ -53,4 +54,4 @@ def clock() -> ServerTime:
 @pytest.fixture(scope="module")
 def limiter(server: RedisServer, clock: ServerTime) -> RateLimiter:
     """On a real server, asking it every time."""
-    return RateLimiter(server.client(), denial_cache_size=0, server_time=clock)
+    return RateLimiter(Clocked(server.client(), clock), denial_cache_size=0)

@@ -17,12 +17,13 @@ from tests.integration.limiting.conftest import ServerTime
 from tests.integration.limiting.models import SECOND
 from tests.integration.limiting.test_properties import trace_settings
 from tests.support import RedisServer
+from tests.support.clocked import Clocked
 
 
 @pytest.fixture
 def leases(store: redis.Redis, clock: ServerTime) -> ConcurrencyLimiter:
     store.flushall()
-    return ConcurrencyLimiter(store, KeyMaker("guard:", b"s"), server_time=clock)
+    return ConcurrencyLimiter(Clocked(store, clock), KeyMaker("guard:", b"s"))
 
 
 def ask(
@@ -109,7 +110,7 @@ def test_never_more_than_the_limit_are_held(
     server: RedisServer, clock: ServerTime, limit: int, steps: list[tuple[str, int, int]]
 ) -> None:
     subject = clock.start(10**15)
-    leases = ConcurrencyLimiter(server.client(), KeyMaker("guard:", None), server_time=clock)
+    leases = ConcurrencyLimiter(Clocked(server.client(), clock), KeyMaker("guard:", None))
     held: list[tuple[Lease, int]] = []  # and when it expires
     for action, which, pause in steps:
         clock.now += pause * SECOND

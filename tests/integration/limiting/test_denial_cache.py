@@ -11,6 +11,7 @@ from tests.integration.limiting.conftest import ServerTime
 from tests.integration.limiting.models import SECOND
 from tests.integration.limiting.test_properties import any_rates, starts, trace_settings
 from tests.support import RedisServer
+from tests.support.clocked import Clocked
 
 steps_taken = st.lists(
     st.tuples(
@@ -54,8 +55,8 @@ def test_never_refuses_what_the_server_would_admit(
         return clock.now
 
     client = server.client()
-    limiter = RateLimiter(client, monotonic=lambda: clock.now / 1e6, server_time=arriving)
-    truth = RateLimiter(client, denial_cache_size=0, server_time=clock)
+    limiter = RateLimiter(Clocked(client, arriving), monotonic=lambda: clock.now / 1e6)
+    truth = RateLimiter(Clocked(client, clock), denial_cache_size=0)
     most = min(rate.capacity for rate in rates)
     for pause, near, wanted, delay, reset in steps:  # noqa: B007 - arriving() takes it
         clock.now += pause if near is None else max(0, retry + near)

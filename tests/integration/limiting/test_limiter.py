@@ -13,6 +13,7 @@ from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.plan import Charge
 from tests.integration.limiting.conftest import ServerTime
 from tests.support import ClusterSetup, RedisServer
+from tests.support.clocked import Clocked
 
 ALGORITHMS = ["sliding-window", "token-bucket", "fixed-window"]
 
@@ -97,7 +98,7 @@ def test_the_in_memory_store_decides_as_a_server_does(
     redis_server: RedisServer, store: redis.Redis, clock: ServerTime
 ) -> None:
     limiters = [
-        RateLimiter(client, denial_cache_size=0, server_time=clock)
+        RateLimiter(Clocked(client, clock), denial_cache_size=0)
         for client in (redis_server.client(), store)
     ]
     clock.now = 1_700_000_000_123_456
@@ -164,6 +165,26 @@ def test_a_shared_counter_is_refunded_once_and_only_if_all_agree(
     assert limiter.peek(rates, "a").remaining == 10
     limiter.refund(*limiter.judge([*both, Charge(rates, "a")]))
     assert limiter.peek(rates, "a").remaining == 7
+
+
+def test_a_counter_under_two_names_is_refunded_once(redis_server: RedisServer) -> None:
+    limiter = RateLimiter(redis_server.client())
+    twice = (Rate(20, 3600), Rate(20, 3600, name="failures"))
+    limiter.hit(twice, "a", 5)
+    limiter.refund(*limiter.judge([Charge(twice, "a", 2, refundable=True)]))
+    assert limiter.peek(twice, "a").remaining == 15
+
+
+def test_what_was_charged_in_the_process_is_given_back_there(redis_server: RedisServer) -> None:
+    limiter = RateLimiter(redis_server.client())
+    spent = Charge((Rate(3, 3600, burst=3),), "a", refundable=True)
+    for _ in range(3):
+        limiter.judge([spent])
+    locally = [limiter.local.judge([spent])[0] for _ in range(3)]
+    assert all(decision.allowed for decision in locally)
+    limiter.refund(*locally)
+    assert limiter.local.judge([spent])[0].remaining == 2
+    assert limiter.peek(spent.rates, "a").remaining == 0
 
 
 def test_a_shadow_counts_but_refuses_nothing(redis_server: RedisServer) -> None:
@@ -250,7 +271,7 @@ def test_every_error_reply_refuses(redis_server: RedisServer) -> None:
     try:
         with pytest.raises(RedisUnavailable) as caught:
             limiter.hit("5/minute", "b")
-        assert caught.value.reason == "rejected"
+        assert caught.value.reason == "out-of-memory"
     finally:
         client.config_set("maxmemory", "0")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.limiting.limiter import RateLimiter
+from flask_redis_guard.limiting.local import LocalLimiter
 from flask_redis_guard.limiting.plan import Charge
 from tests.integration.limiting.conftest import ServerTime
 from tests.integration.limiting.models import SECOND, BucketModel, LogModel, model_of
@@ -174,31 +176,38 @@ def refund_traces(draw: st.DrawFn, rate: Rate) -> list[tuple[int, int, int]]:
 
 
 @trace_settings
-@given(data=st.data(), rate=any_rates, start=starts)
+@given(data=st.data(), rate=any_rates, start=starts, names=st.integers(1, 3))
 def test_refunds_give_back_what_still_counts_and_never_more(
-    limiter: RateLimiter, clock: ServerTime, data: st.DataObject, rate: Rate, start: int
+    limiter: RateLimiter, clock: ServerTime, data: st.DataObject, rate: Rate, start: int, names: int
 ) -> None:
     subject = clock.start(start)
-    kept: list[tuple[int, int, Decision]] = []
+    # One counter, whatever number of names a limit gives it.
+    rates = tuple(replace(rate, name=f"name {i}" if i else None) for i in range(names))
+    # What was charged in this process is nothing of Redis's, and the other way round.
+    local = LocalLimiter(limiter.keys, clock=clock)
+    issuers: list[RateLimiter | LocalLimiter] = [limiter, local]
+    kept: list[list[tuple[int, int, Decision]]] = [[], []]
     for pause, cost, which in data.draw(refund_traces(rate)):
         clock.now += pause
-        if 0 <= which < len(kept):
-            given_back = kept.pop(which)[2]
+        issued = data.draw(st.integers(0, 1))
+        issuer, mine = issuers[issued], kept[issued]
+        if 0 <= which < len(mine):
+            given_back = mine.pop(which)[2]
             limiter.refund(given_back)
             limiter.refund(given_back)  # good for one refund only
             continue
         model = model_of(rate)
-        for time, taken, _ in kept:
+        for time, taken, _ in mine:
             assert not model.must_refuse(time, taken), "more than the promise is kept"
             model.take(time, taken)
         wanted = cost or max(1, limiter.peek(rate, subject).remaining)
-        decision = limiter.judge([Charge((rate,), subject, wanted, refundable=True)])[0]
+        decision = issuer.judge([Charge(rates, subject, wanted, refundable=True)])[0]
         if model.must_refuse(clock.now, wanted):
             assert not decision.allowed
         if not isinstance(model, BucketModel) and model.must_admit(clock.now, wanted):
             assert decision.allowed
         if decision.allowed:
-            kept.append((clock.now, wanted, decision))
+            mine.append((clock.now, wanted, decision))
 
 
 @trace_settings

@@ -1,6 +1,7 @@
 -- 't': the token bucket as GCRA. Stored is the theoretical arrival time, when the bucket is full
 -- again, in whole us (7) and 1/limit us (4), so that it is exact; then the us ever given back (7).
 
+-- [judge]
 -- The time at which `cost` more has flowed in: cost * period / limit later, in us and 1/limit us.
 local function bucket_later(r, time, part, cost)
   local rest = r.period % r.limit
@@ -68,3 +69,24 @@ local function bucket_keep(r)
 end
 
 algorithms[116] = { bucket_read, bucket_take, bucket_keep }
+
+-- [refund]
+-- Of a charge that filled the bucket's queue up to `mark`, at least what lies beyond now less what
+-- others got back since has not flowed in yet. Giving back more could admit more than the burst.
+local function bucket_refund(key, s, cost, mark, before, limit, period)
+  local time, part, returned = read7(s, 1), read4(s, 8), read7(s, 12)
+  local since = (returned - before) % 4503599627370496
+  local left = mark - now - since
+  if left <= 0 then return end
+  local rest = period % limit
+  local parts = cost * rest
+  local less_part = parts % limit
+  local less = cost * ((period - rest) / limit) + (parts - less_part) / limit
+  if left < less or (left == less and less_part > 0) then less, less_part = left, 0 end
+  time, part = time - less, part - less_part
+  if part < 0 then time, part = time - 1, part + limit end
+  returned = (returned + less + (less_part > 0 and 1 or 0)) % 4503599627370496 -- 2^52
+  call('SETRANGE', key, 0, pack7(time) .. pack4(part) .. pack7(returned))
+end
+
+refunds[116] = bucket_refund

@@ -1,5 +1,6 @@
 -- 'l': the sliding window up to 16. The times of all admissions within the period, 7 bytes each.
 
+-- [judge]
 local function log_read(r)
   local s = call('GET', r.key) or ''
   local count, first = #s / 7, 1
@@ -34,3 +35,22 @@ local function log_keep(r)
 end
 
 algorithms[108] = { log_read, log_take, log_keep }
+
+-- [refund]
+local function log_refund(key, s, cost, time)
+  local at, stamp, kept = #s - 6, pack7(time), s
+  while at > 0 and cost > 0 do
+    if sub(s, at, at + 6) == stamp then
+      kept = sub(kept, 1, at - 1) .. sub(kept, at + 7)
+      cost = cost - 1
+    end
+    at = at - 7
+  end
+  if kept == '' then
+    call('DEL', key)
+  elseif kept ~= s then
+    call('SET', key, kept, 'KEEPTTL')
+  end
+end
+
+refunds[108] = log_refund

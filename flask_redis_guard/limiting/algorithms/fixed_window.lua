@@ -1,6 +1,7 @@
 -- 'f': the fixed window, aligned to the Unix epoch: index of the window (7), count (4). A clock set
 -- back by less than a window goes on with the window already begun.
 
+-- [judge]
 local function fixed_read(r)
   r.index = floor(now / r.period)
   local s = call('GET', r.key)
@@ -37,3 +38,12 @@ local function fixed_keep(r)
 end
 
 algorithms[102] = { fixed_read, fixed_take, fixed_keep }
+
+-- [refund]
+local function fixed_refund(key, s, cost, index)
+  if read7(s, 1) ~= index then return end
+  local count = read4(s, 8)
+  call('SETRANGE', key, 7, pack4(cost < count and count - cost or 0))
+end
+
+refunds[102] = fixed_refund
