@@ -302,6 +302,27 @@ class Settings:
         return settings
 
 
+def warn_of_left_overs(config: Mapping[str, Any], *, limiter: bool, sessions: bool) -> None:
+    """Warn of settings that other extensions read, where those are not there any more.
+
+    :param config: the app's configuration.
+    :param limiter: whether Flask-Limiter is installed in the app.
+    :param sessions: whether Flask-Session is.
+    """
+    rates = sorted(str(key) for key in config if str(key).startswith("RATELIMIT_"))
+    if rates and not limiter:
+        logger.warning(
+            "Settings of Flask-Limiter are not read and limit nothing: %s. See the page 'Migrating "
+            "from Flask-Limiter'",
+            ", ".join(rates),
+        )
+    if "SESSION_TYPE" in config and not sessions:
+        logger.warning(
+            "SESSION_TYPE is a setting of Flask-Session and is not read: for sessions in Redis set "
+            "app.session_interface = GuardedSessionInterface(guard)"
+        )
+
+
 def _key(name: str) -> str:
     return "REDIS_URL" if name == "redis_url" else PREFIX + name.upper()
 

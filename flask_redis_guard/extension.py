@@ -8,7 +8,7 @@ import redis
 from flask import Blueprint, Flask, request_started
 
 from flask_redis_guard import runtime
-from flask_redis_guard.config import Settings
+from flask_redis_guard.config import Settings, warn_of_left_overs
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
@@ -48,6 +48,11 @@ class RedisGuard:
         if EXTENSION in app.extensions:
             raise GuardError("init_app was called twice for this app; one guard serves an app")
         guarded = Runtime(app, Settings.load(app.config))
+        warn_of_left_overs(
+            app.config,
+            limiter="limiter" in app.extensions,
+            sessions=type(app.session_interface).__module__.startswith("flask_session"),
+        )
         metrics = _install_metrics(guarded)
         _install_alerts(guarded)
         _check_from_the_first_request(guarded)

@@ -161,3 +161,32 @@ def test_memory_stores_of_two_apps_are_two() -> None:
         guard.client.set("key", "one")
     with two.app_context():
         assert guard.client.get("key") is None
+
+
+def test_left_over_settings_of_other_extensions_are_warned_of(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = {"RATELIMIT_DEFAULT": "5/minute", "RATELIMIT_STORAGE_URI": "redis://:hunter2@h"}
+    app = Flask("migrated")
+    app.config.update(REDIS_URL=redis_server.url, SESSION_TYPE="redis", **left)
+    RedisGuard(app)
+    rates, sessions = [record.getMessage() for record in caplog.records]
+    assert "limit nothing: RATELIMIT_DEFAULT, RATELIMIT_STORAGE_URI." in rates
+    assert "GuardedSessionInterface(guard)" in sessions
+    assert "hunter2" not in caplog.text
+
+
+def test_settings_of_extensions_that_are_in_use_are_left_alone(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    from cachelib import SimpleCache
+    from flask_session import Session
+
+    app = Flask("both")
+    app.config.update(REDIS_URL=redis_server.url, RATELIMIT_DEFAULT="5/minute")
+    app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=SimpleCache())
+    app.extensions["limiter"] = {object()}  # as Flask-Limiter registers itself
+    Session(app)
+    caplog.clear()
+    RedisGuard(app)
+    assert caplog.records == []
