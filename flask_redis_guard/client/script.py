@@ -47,8 +47,9 @@ class Script:
 
     def __init__(self, operation: str, text: str) -> None:
         self.operation = operation
-        self.text = text
-        digest = hashlib.sha1(text.encode(), usedforsecurity=False)
+        #: As bytes, for a client with another encoding would send another text.
+        self.text = text.encode()
+        digest = hashlib.sha1(self.text, usedforsecurity=False)
         self.digest = digest.hexdigest().encode()  # as bytes, which redis-py sends as they are
 
     def __call__(
@@ -124,9 +125,7 @@ class Script:
                 "EVALSHA", self.digest, len(keys), *keys, *args, **_AS_BYTES
             )
         except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
-            # As bytes, for a client with another encoding would send another text.
-            text = self.text.encode()
-            return client.execute_command("EVAL", text, len(keys), *keys, *args, **_AS_BYTES)
+            return client.execute_command("EVAL", self.text, len(keys), *keys, *args, **_AS_BYTES)
 
 
 def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:

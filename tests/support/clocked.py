@@ -12,9 +12,9 @@ from redis.exceptions import NoScriptError, ResponseError
 from flask_redis_guard.client.script import read_lua
 
 _CLOCK = read_lua("flask_redis_guard.limiting", "clock.lua")
-_TIME = _CLOCK[_CLOCK.index("local time, grace") :]
+_TIME = _CLOCK[_CLOCK.index("local time, grace") :].encode()
 # The last argument, which the rest of the script does not see.
-_TOLD = "local now, grace = tonumber(table.remove(ARGV)), 3600000\n"
+_TOLD = b"local now, grace = tonumber(table.remove(ARGV)), 3600000\n"
 
 
 class Clocked:
@@ -35,18 +35,17 @@ class Clocked:
     def execute_command(self, name: str, script: Any, *args: Any, **options: Any) -> Any:
         """Run a script; nothing else comes this way. It is known once it was given as a text."""
         if name == "EVAL":
-            return self.eval(script, *args, **options)
+            return self._eval(script, *args, **options)
         assert name == "EVALSHA"
         if script not in self._digests:
             raise NoScriptError("NOSCRIPT")
         told = self._digests[script]
         return self._client.execute_command("EVALSHA", told, *args, self._clock(), **options)
 
-    def eval(self, text: str, *args: Any, **options: Any) -> Any:
-        """Run a script with the clock in it that tests turn."""
+    def _eval(self, text: bytes, *args: Any, **options: Any) -> Any:
         assert text.count(_TIME) == 1
         told = self._client.script_load(text.replace(_TIME, _TOLD))
-        digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode()
+        digest = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
         self._digests[digest] = told
         return self.execute_command("EVALSHA", digest, *args, **options)
 
