@@ -17,6 +17,7 @@ import websocket
 from flask import Flask, abort, g, request
 from flask_sock import Sock
 from flask_socketio import SocketIO, emit
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 
 from example_app.app import create_app
@@ -627,6 +628,34 @@ def test_handshakes_of_engineio_are_refused_as_http(own_server: RedisServer, ser
     unavailable = requests.get(poll.replace("user=a", "user=b"), timeout=5)
     assert (unavailable.status_code, unavailable.headers["content-type"]) == (503, PROBLEM)
     assert UNAVAILABLE in unavailable.text
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["after SocketIO", "before SocketIO"])
+def test_proxy_that_socketio_does_not_believe_is_warned_of(
+    redis_server: RedisServer, serve: Serve, caplog: pytest.LogCaptureFixture, last: bool
+) -> None:
+    def believe() -> None:
+        app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+
+    app = Flask("tests.proxied")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    if not last:
+        believe()
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    limit_handshakes(app, "1/minute")
+    socketio.on("connect")(SocketIOLimits(concurrent=1).connect(lambda: None))
+    if last:
+        believe()
+    poll = f"{serve(app)}/socket.io/?EIO=4&transport=polling"
+    codes = [
+        requests.get(poll, headers={"X-Forwarded-For": f"203.0.113.{n}"}, timeout=5).status_code
+        for n in (1, 2, 3)
+    ]
+    assert codes == ([200] * 3 if last else [200, 429, 429])
+    told = [line for line in caplog.messages if "ProxyFix" in line]
+    assert len(told) == (0 if last else 1)
+    assert all("after SocketIO(app)" in line for line in told)
 
 
 def test_namespaces_that_clients_name_count_together(

@@ -8,7 +8,7 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from flask import Flask
+from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard.core.process import ProcessLock
@@ -84,6 +84,7 @@ def limit_handshakes(
         if asked and "sid" not in parse_qs(environ.get("QUERY_STRING", "")):
             try:
                 with app.request_context(environ):
+                    warn_of_proxy(of(app).warned)
                     enforce([(limit, "socketio:handshake")])
             except HTTPException as error:  # also what a key function aborts with
                 if isinstance(error, RedisUnavailable):
@@ -92,6 +93,22 @@ def limit_handshakes(
         return inner(environ, start_response)
 
     vars(app)["wsgi_app"] = wsgi_app
+
+
+def warn_of_proxy(told: set[str]) -> None:
+    """Warn once where Socket.IO counts a proxy instead of its clients.
+
+    :param told: what was warned of already.
+    """
+    # A proxy that is trusted below Socket.IO is so for Flask alone.
+    forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
+    if forwarded and "werkzeug.proxy_fix.orig" not in request.environ and "socketio" not in told:
+        told.add("socketio")
+        logger.warning(
+            "A Socket.IO client is named in X-Forwarded-For or Forwarded, which is not trusted: if "
+            "a proxy of yours sets it, all its clients share one limit; apply werkzeug's ProxyFix "
+            "to app.wsgi_app after SocketIO(app) and limit_handshakes()."
+        )
 
 
 class _Watch:

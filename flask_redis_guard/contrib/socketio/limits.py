@@ -12,7 +12,7 @@ from flask import current_app, request
 from flask_socketio import ConnectionRefusedError as Refused
 
 from flask_redis_guard.contrib.socketio.engine import limit_handshakes as limit_handshakes
-from flask_redis_guard.contrib.socketio.engine import protect
+from flask_redis_guard.contrib.socketio.engine import protect, warn_of_proxy
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
@@ -82,6 +82,7 @@ class SocketIOLimits:
         def handler(*args: Any) -> Any:
             runtime = current()
             warn_of_early_upgrade(runtime)
+            warn_of_proxy(runtime.warned)
             try:
                 places = self._admit(runtime)
             except (RateLimitExceeded, RedisUnavailable) as error:
