@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 import threading
@@ -111,8 +112,11 @@ def nowhere() -> Iterator[str]:
         {"concurrent": True},
         {"concurrent": 5, "lease": 0},
         {"max_message_size": 0},
-        {"key": "nobody"},
-        {"on_outage": "hope"},
+        {"concurrent": 5, "key": "nobody"},
+        {"concurrent": 5, "on_outage": "hope"},
+        {"messages": "5/minute", "lease": "long"},
+        {"scope": "shared"},
+        {},
     ],
     ids=str,
 )
@@ -121,6 +125,54 @@ def test_argument_that_cannot_be_honoured_is_named(options: dict[str, Any]) -> N
         websocket_limited(**options)
     with pytest.raises(ConfigurationError):
         SocketIOLimits(**options)
+
+
+def test_decorator_in_the_wrong_place_is_refused_at_once(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    limits = SocketIOLimits(messages="5/minute")
+
+    def handler(ws: Any) -> None:
+        raise AssertionError("it is not limited")
+
+    async def asynchronous(ws: Any) -> None:
+        raise AssertionError("nobody would await it")
+
+    with pytest.raises(ConfigurationError, match=r"@websocket_limited\(messages="):
+        websocket_limited(handler)
+    for decorator in (websocket_limited(concurrent=1), limits.connect, limits.message):
+        with pytest.raises(ConfigurationError, match="below @so"):
+            decorator(asynchronous)
+        with pytest.raises(ConfigurationError, match="a function"):
+            decorator(None)  # type: ignore[type-var]
+
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1))
+    page: Callable[..., Any] = websocket_limited(concurrent=1)(handler)
+    app.add_url_rule("/page", "page", page)
+    app.testing = True  # raises what would be a 500
+    with pytest.raises(ConfigurationError, match=r"below @sock\.route"):
+        app.test_client().get("/page")
+
+
+def test_place_is_freed_though_another_teardown_function_fails(
+    redis_server: RedisServer, serve: Serve
+) -> None:
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1, lease=2))
+
+    @app.before_request
+    def authenticate() -> None:
+        abort(403)
+
+    @app.teardown_request
+    def fail(error: BaseException | None) -> None:
+        raise ZeroDivisionError
+
+    with contextlib.suppress(websocket.WebSocketException, ConnectionError):
+        websocket.create_connection(f"{serve(app).replace('http', 'ws')}/echo", timeout=5)
+    gc.collect()  # Flask has left the request in a circle then
+    eventually(lambda: len(places_of(app)) == 0, 3, "the place is freed by the next renewal")
+    with redis_server.client() as client:
+        assert [client.zcard(key) for key in client.keys("guard:*")] == []
 
 
 def test_app_limits_count_connections_too(redis_server: RedisServer, serve: Serve) -> None:

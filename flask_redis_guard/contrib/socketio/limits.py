@@ -1,4 +1,4 @@
-"""The limits of :mod:`.websocket` for Flask-SocketIO, which has to be installed."""
+"""The limits of connections and messages for handlers of Flask-SocketIO."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flask import current_app, request
@@ -17,15 +18,14 @@ from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.places import Place, Refusal
 from flask_redis_guard.runtime import Runtime, current
-from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import enforce
-from flask_redis_guard.web.limits.subjects import Key
 from flask_redis_guard.web.websockets.policy import (
     TOO_BIG,
     ConnectionPolicy,
     MessageLimits,
     announce_lost,
     announce_outage,
+    check_handler,
     closing,
     warn_of_early_upgrade,
 )
@@ -39,44 +39,24 @@ _PLACES = "redis_guard_places"
 _hooking = ProcessLock()
 
 
-class SocketIOLimits:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SocketIOLimits(ConnectionPolicy):
     """The limits of the connections and messages of Flask-SocketIO handlers.
 
     A refused connection sees ``connect_error``; whoever is over a limit afterwards gets the event
     ``rate_limited`` and is disconnected. Both carry ``code`` (1008, 1009 or 1013), ``message`` and
-    ``retry_after`` in seconds. The parameters are those of :func:`websocket_limited`. Each
-    namespace counts by itself, all its handlers together, unless ``scope`` says otherwise.
+    ``retry_after`` in seconds. The parameters are those of
+    :func:`~flask_redis_guard.websocket_limited`. Each namespace counts by itself, all its handlers
+    together, unless ``scope`` says otherwise.
 
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
 
-    def __init__(
-        self,
-        *,
-        connections: Rates | None = None,
-        concurrent: int | None = None,
-        messages: Rates | None = None,
-        max_message_size: int | None = None,
-        key: Key = None,
-        on_outage: str = "deny",
-        shadow: bool = False,
-        scope: str | None = None,
-        lease: int = 60,
-    ) -> None:
-        self._policy = ConnectionPolicy(
-            connections=connections,
-            concurrent=concurrent,
-            messages=messages,
-            max_message_size=max_message_size,
-            key=key,
-            on_outage=on_outage,
-            shadow=shadow,
-            scope=scope,
-            lease=lease,
-        )
+    defer: bool = field(default=False, init=False)
 
     def connect(self, function: F) -> F:
         """Decorate the handler of ``connect``, below ``@socketio.on("connect")``."""
+        check_handler(function, 'below @socketio.on("connect")')
 
         @functools.wraps(function)
         def handler(*args: Any) -> Any:
@@ -104,6 +84,7 @@ class SocketIOLimits:
 
     def message(self, function: F) -> F:
         """Decorate the handler of any other event, below ``@socketio.on(...)``."""
+        check_handler(function, "below @socketio.on(...)")
 
         @functools.wraps(function)
         def handler(*args: Any) -> Any:
@@ -113,8 +94,8 @@ class SocketIOLimits:
                 return None  # what a client that was refused had sent before it was disconnected
             try:
                 limits = MessageLimits(runtime, None)
-                limits.limit_size(self._policy)
-                limits.add(self._policy, _scope())
+                limits.limit_size(self)
+                limits.add(self, _scope())
                 if limits.max_size is not None and _size() > limits.max_size:
                     _expel(server, client, _too_big())
                     return None
@@ -128,11 +109,11 @@ class SocketIOLimits:
         return handler  # type: ignore[return-value]
 
     def _admit(self, runtime: Runtime) -> list[Place]:
-        policy, server = self._policy, _server()
+        server = _server()
         known = _places(runtime, server)
-        if policy.connection_limit is not None:
-            enforce([(policy.connection_limit, _scope())])
-        place = policy.take_place(runtime, _scope(), None)
+        if self.connection_limit is not None:
+            enforce([(self.connection_limit, _scope())])
+        place = self.take_place(runtime, _scope(), None)
         if place is None:
             return []
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
@@ -144,7 +125,7 @@ class SocketIOLimits:
             return here
 
         place.alive = alive
-        if not policy.shadow:
+        if not self.shadow:
             place.on_lost = functools.partial(_lose, runtime, server, client, place)
         places = known.setdefault(client, [])
         places.append(place)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import Flask, current_app, request
 
+from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.limiting.places import Place
 from flask_redis_guard.runtime import current
 from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import RequestLimits, enforce
-from flask_redis_guard.web.limits.resolve import MARK, check_function, marks_of
+from flask_redis_guard.web.limits.resolve import MARK, marks_of
 from flask_redis_guard.web.limits.subjects import Key
 from flask_redis_guard.web.websockets.pacing import PacedSocket
-from flask_redis_guard.web.websockets.policy import ConnectionPolicy, warn_of_early_upgrade
+from flask_redis_guard.web.websockets.policy import (
+    ConnectionPolicy,
+    check_handler,
+    warn_of_early_upgrade,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +29,8 @@ POLICIES = "__redis_guard_websocket__"
 
 
 def websocket_limited(
+    without_parentheses: object = None,
+    /,
     *,
     connections: Rates | None = None,
     concurrent: int | None = None,
@@ -55,6 +63,9 @@ def websocket_limited(
     :param defer: check after the upgrade, for a key that needs what other hooks find out.
     :raises ConfigurationError: for an argument that cannot be honoured.
     """
+    if without_parentheses is not None:
+        accepted = "limits in parentheses: @websocket_limited(messages='60/minute')"
+        raise ConfigurationError("websocket_limited", without_parentheses, accepted)
     policy = ConnectionPolicy(
         connections=connections,
         concurrent=concurrent,
@@ -69,20 +80,24 @@ def websocket_limited(
     )
 
     def decorate(function: F) -> F:
-        check_function(function)
+        check_handler(function, "below @sock.route")
 
         @functools.wraps(function)
-        def handler(ws: Any, *args: Any, **kwargs: Any) -> Any:
+        def handler(*args: Any, **kwargs: Any) -> Any:
             # Only here is it certain that the extra is installed.
             from flask_redis_guard.web.websockets.limited import LimitedWebSocket
 
+            ws = args[0] if args else None
             if isinstance(ws, LimitedWebSocket):  # the decorator stands here once more
                 admit(ws)
-                return function(ws, *args, **kwargs)
+                return function(*args, **kwargs)
+            if not hasattr(ws, "input_buffer"):
+                accepted = "a handler of a WebSocket: it stands below @sock.route"
+                raise ConfigurationError("function", function, accepted)
             limited = LimitedWebSocket(ws, current(), request.endpoint)
             with limited.serving():
                 admit(limited)
-                return function(limited, *args, **kwargs)
+                return function(limited, *args[1:], **kwargs)
 
         def admit(ws: Any) -> None:
             """Limit the connection, by checks that were made ahead or are made now."""
@@ -118,11 +133,13 @@ def check_ahead() -> None:
         return
     warn_of_early_upgrade(runtime)
     taken = _taken_ahead()
+    served = weakref.ref(request._get_current_object())  # type: ignore[attr-defined]
     for policy in policies:
         if not policy.defer:
-            taken[policy] = policy.take_place(
-                runtime, f"endpoint:{request.endpoint}", request.endpoint
-            )
+            place = policy.take_place(runtime, f"endpoint:{request.endpoint}", request.endpoint)
+            taken[policy] = place
+            if place is not None:  # a teardown function that fails hides the end of a request
+                place.alive = lambda: served() is not None
     PacedSocket.put_under(request.environ)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 from dataclasses import InitVar, dataclass, field, replace
+from typing import Any
 
 from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
@@ -20,6 +22,7 @@ from flask_redis_guard.web.limits.declared import (
     unavailable,
 )
 from flask_redis_guard.web.limits.enforce import Charged, judge, refuse, work_out
+from flask_redis_guard.web.limits.resolve import check_function
 from flask_redis_guard.web.limits.subjects import Key, subject_of
 
 logger = logging.getLogger("flask_redis_guard")
@@ -30,25 +33,41 @@ NORMAL, POLICY_VIOLATION, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1008,
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConnectionPolicy:
-    """The limits of one decorator; the arguments are those of ``websocket_limited``.
+    """The limits of connections and their messages.
 
+    :param connections: rates of new connections, such as ``"50/minute"``.
+    :param concurrent: connections of a subject at once.
+    :param messages: rates of messages, over all connections of a subject.
+    :param max_message_size: bytes of one message.
+    :param key: who is counted, as for :func:`~flask_redis_guard.rate_limited`; known when the
+        connection is opened.
+    :param on_outage: without Redis: ``"deny"``, ``"local"`` or ``"allow"``.
+    :param shadow: count and announce, but refuse nothing.
+    :param scope: handlers with the same scope, limits and subject share their counts.
+    :param lease: seconds after which the places of a worker that died are free again. A living
+        connection renews its place four times as often, and is closed before it would expire.
+    :param defer: check after the upgrade, for a key that needs what other hooks find out.
     :raises ConfigurationError: naming the argument that cannot be honoured and what it accepts.
     """
 
-    connections: InitVar[Rates | None]
-    concurrent: int | None
-    messages: InitVar[Rates | None]
-    max_message_size: int | None
-    key: Key
-    on_outage: str
-    shadow: bool
-    scope: str | None
-    lease: int
+    connections: InitVar[Rates | None] = None
+    concurrent: int | None = None
+    messages: InitVar[Rates | None] = None
+    max_message_size: int | None = None
+    key: Key = None
+    on_outage: str = "deny"
+    shadow: bool = False
+    scope: str | None = None
+    lease: int = 60
     defer: bool = False
     connection_limit: Limit | None = field(init=False)
     message_limit: Limit | None = field(init=False)
 
     def __post_init__(self, connections: Rates | None, messages: Rates | None) -> None:
+        given = (connections, self.concurrent, messages, self.max_message_size)
+        if all(limit is None for limit in given):
+            names = "connections, concurrent, messages, max_message_size"
+            raise ConfigurationError(names, None, "at least one of them")
         for name, rates in (("connection_limit", connections), ("message_limit", messages)):
             # Declared in any case, so that key and on_outage are checked without any rate too.
             limit = Limit.declare(
@@ -61,15 +80,16 @@ class ConnectionPolicy:
             )
             object.__setattr__(self, name, None if rates is None else limit)
         concurrent, size = self.concurrent, self.max_message_size
-        if concurrent is not None:
-            if type(concurrent) is not int or not 1 <= concurrent <= MAX_CONCURRENT:
-                accepted = f"a whole number from 1 to {MAX_CONCURRENT}, or None"
-                raise ConfigurationError("concurrent", concurrent, accepted)
-            try:
-                Rate(concurrent, self.lease)
-            except ValueError:
-                accepted = "a whole number of seconds"
-                raise ConfigurationError("lease", self.lease, accepted) from None
+        if concurrent is not None and (
+            type(concurrent) is not int or not 1 <= concurrent <= MAX_CONCURRENT
+        ):
+            accepted = f"a whole number from 1 to {MAX_CONCURRENT}, or None"
+            raise ConfigurationError("concurrent", concurrent, accepted)
+        try:
+            Rate(1, self.lease)
+        except ValueError:
+            accepted = "a whole number of seconds"
+            raise ConfigurationError("lease", self.lease, accepted) from None
         if size is not None and (type(size) is not int or size < 1):
             raise ConfigurationError("max_message_size", size, "bytes, or None")
 
@@ -164,6 +184,18 @@ def closing(error: Refusal) -> tuple[int, str]:
     if isinstance(error, RedisUnavailable):
         return TRY_AGAIN_LATER, UNAVAILABLE
     return POLICY_VIOLATION, f"Rate limit exceeded: try again in {error.retry_after} s"
+
+
+def check_handler(function: Any, place: str) -> None:
+    """Check that a decorator was given a handler.
+
+    :param place: where it has to stand.
+    :raises ConfigurationError: for anything that decorating would leave without a limit.
+    """
+    check_function(function)
+    if inspect.iscoroutinefunction(function):
+        accepted = f"a handler that is not async. It stands {place}, which awaits none"
+        raise ConfigurationError("function", function, accepted)
 
 
 def warn_of_early_upgrade(runtime: Runtime) -> None:
