@@ -246,6 +246,7 @@ class Settings:
     half_open_permits: int = _setting(1, whole(1), "probes")
     health_check_interval: float = _setting(5.0, seconds_or_off(YEAR), "s")
     timeout: float = _setting(0.5, number(0, 3600), "s")
+    sentinel_trust_seconds: float = _setting(15.0, number(0, YEAR), "s")
     max_connections: int = _setting(64, whole(1, 65_536), "connections")
     downtime_alert_seconds: float = _setting(300.0, number(0, YEAR), "s")
     failure_alert_count: int = _setting(10, whole(1, 100_000), "failures")

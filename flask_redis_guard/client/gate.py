@@ -107,7 +107,14 @@ class Gate:
         return Operation(self, name, self.timeout, permit)
 
     def succeed(self, operation: Operation, result: object = None) -> None:
-        """End an operation that came back; a pipeline's list may still tell of a failure."""
+        """End an operation that came back; a pipeline's list may still tell of a failure.
+
+        :raises RedisUnavailable: if it went to a primary that is being replaced.
+        """
+        if operation.trust is not None and operation.trust.revoked:
+            error = RedisUnavailable(operation.name, "failover")
+            self._end(operation, Outcome.NEUTRAL, error)
+            raise error
         verdict = judge_replies(result) if type(result) is list else None
         if verdict is None or verdict.reason is None:
             self._end(operation, Outcome.SUCCESS, None)
@@ -159,6 +166,8 @@ class Gate:
         if operation.permit is None or operation.settled:
             return
         operation.settled = True
+        if operation.trust is not None and outcome is Outcome.FAILURE:
+            operation.trust.failed = True
         if outcome is not Outcome.FAILURE or not isinstance(exc, RedisUnavailable):
             self.breaker.settle(operation.permit, outcome)
             return

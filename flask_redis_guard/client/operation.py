@@ -35,6 +35,18 @@ def _whoami() -> Any:
     return threading.get_ident() if greenlet is None else greenlet.getcurrent()
 
 
+class Trust:
+    """What an operation relies on beside its server: that it is the primary still."""
+
+    __slots__ = ("failed", "revoked")
+
+    def __init__(self) -> None:
+        #: Whether an operation that relied on it has failed: it is to be confirmed again.
+        self.failed = False
+        #: Whether it was wrong: what was done in the meantime may be lost.
+        self.revoked = False
+
+
 class Operation:
     """What the guard knows of a call in progress; every layer below finds it by :func:`current`.
 
@@ -62,6 +74,7 @@ class Operation:
         "settled",
         "split",
         "started",
+        "trust",
     )
 
     def __init__(self, gate: Gate, name: str, timeout: float, permit: Permit | None) -> None:
@@ -80,6 +93,8 @@ class Operation:
         self.broken: BaseException | None = None
         #: The last ``TRYAGAIN``: a slot on its way has some of the keys on each of two nodes.
         self.split: Exception | None = None
+        #: What it relies on; ``None`` where there are no sentinels.
+        self.trust: Trust | None = None
         self.owner = _whoami()
         self._outer: Operation | None = None
         self._entered = False

@@ -42,6 +42,8 @@ _ANSWER = Verdict(Outcome.SUCCESS, None)
 _MISUSE = Verdict(Outcome.NEUTRAL, None)
 _SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
 
+_FAILOVER = Verdict(Outcome.NEUTRAL, "failover")
+
 _UNREACHABLE = "Redis Cluster cannot be connected"
 
 #: Where redis-py knows an error's code it cuts it off the message and picks a class; elsewhere the
@@ -69,6 +71,8 @@ TABLE: tuple[Row, ...] = (
     Row(errors.RedisError, "MASTERDOWN", _failure("primary-down"), "a replica lost its primary"),
     Row(errors.ConnectionError, "Handshake refused", _failure("handshake"), "SELECT, HELLO ..."),
     Row(errors.ConnectionError, "No master found", _failure("no-primary"), "sentinels name nobody"),
+    Row(errors.ConnectionError, "Failover", _FAILOVER, "the sentinels replace the primary"),
+    Row(errors.ConnectionError, "Primary", _failure("unconfirmed"), "no sentinel vouches for it"),
     Row(errors.ConnectionError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
     Row(errors.ClusterDownError, "", _failure("cluster-down"), "slots are not served"),
     Row(errors.RedisError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),

@@ -38,6 +38,8 @@ _REMEDIES = {
     "loading": "the server is reading its data set; wait",
     "protocol": "what answers there is no Redis",
     "no-primary": "the sentinels name no primary",
+    "failover": "the sentinels are replacing the primary; wait",
+    "unconfirmed": "too few sentinels answer to tell who is the primary",
     "cluster-down": "the cluster does not serve all slots",
     "rejected": "the server answered with an error, such as a missing permission (ACL)",
 }

@@ -12,6 +12,8 @@ from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 SLOTS = 16_384
+#: The user, and its password, as whom replicas and sentinels log in at data servers.
+PEERS = "peers"
 # A replica does not wait for others to join its first synchronisation.
 REPLICATION = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 
@@ -49,11 +51,16 @@ class _Topology:
 
 
 class SentinelSetup(_Topology):
-    """One primary, one replica and three sentinels that fail over within about two seconds.
+    """One primary, its replicas and three sentinels that fail over within about two seconds.
+
+    Replicas and sentinels log in as a user of their own, so that :meth:`isolate` can cut a primary
+    off from them while clients still reach it.
 
     :param name: what the sentinels call the primary.
     :param password: of the data servers.
     :param sentinel_password: of the sentinels.
+    :param replicas: how many.
+    :param options: more for the configuration of the data servers.
     """
 
     def __init__(
@@ -63,8 +70,12 @@ class SentinelSetup(_Topology):
         password: str | None = None,
         sentinel_password: str | None = None,
         down_after_ms: int = 500,
+        replicas: int = 1,
+        options: dict[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.replicas = replicas
+        self.options = options or {}
         self.password = password
         self.sentinel_password = sentinel_password
         self.down_after_ms = down_after_ms
@@ -78,10 +89,11 @@ class SentinelSetup(_Topology):
 
     def start(self) -> None:
         """Start all and wait until every sentinel knows all others and the replica."""
-        login = {"masterauth": f'"{self.password}"'} if self.password else {}
-        primary = self._add_data_server({**REPLICATION, **login})
+        login = {"masteruser": PEERS, "masterauth": PEERS}
+        primary = self._add_data_server({**REPLICATION, **login, **self.options})
         replica = {"replicaof": f"127.0.0.1 {primary.port}"}
-        self._add_data_server({**REPLICATION, **login, **replica})
+        for _ in range(self.replicas):
+            self._add_data_server({**REPLICATION, **login, **self.options, **replica})
         for _ in range(3):
             self._add_sentinel(primary.port)
         eventually(self._complete, 20, "the sentinels know one another and the replica")
@@ -98,6 +110,26 @@ class SentinelSetup(_Topology):
         assert server is not None
         return server
 
+    def replace_primary(self) -> None:
+        """Have the sentinels promote a replica although the primary is well, as an operator does.
+
+        Comes back before they have done so.
+        """
+        with self.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", self.name)
+
+    def isolate(self, server: RedisServer, *, ended: bool = False) -> None:
+        """Cut a primary off from its replicas and the sentinels; clients still reach it.
+
+        :param ended: end that.
+        """
+        assert self.password, "without one everybody may come in as the default user"
+        with server.client() as client:
+            client.acl_setuser(PEERS, enabled=ended)
+            if not ended:
+                for kind in ("replica", "normal", "pubsub"):
+                    client.execute_command("CLIENT KILL", "TYPE", kind, "USER", PEERS)
+
     @property
     def url(self) -> str:
         """``redis+sentinel://`` URL of database 0."""
@@ -106,7 +138,11 @@ class SentinelSetup(_Topology):
         return f"redis+sentinel://{login}{hosts}/{self.name}/0"
 
     def _add_data_server(self, options: dict[str, str]) -> RedisServer:
-        server = RedisServer(password=self.password, options=options)
+        access = "~* &* +@all"
+        users = [f"user {PEERS} on >{PEERS} {access}"]
+        if self.password is None:
+            users.append(f"user default on nopass {access}")
+        server = RedisServer(password=self.password, options=options, acl=users)
         self.data_servers.append(server)
         return server.start()
 
@@ -115,9 +151,9 @@ class SentinelSetup(_Topology):
             f"monitor {self.name} 127.0.0.1 {port} 2",
             f"down-after-milliseconds {self.name} {self.down_after_ms}",
             f"failover-timeout {self.name} 3000",
+            f"auth-user {self.name} {PEERS}",
+            f"auth-pass {self.name} {PEERS}",
         ]
-        if self.password:
-            lines.append(f'auth-pass {self.name} "{self.password}"')
         if self.sentinel_password:
             # What the sentinels use among themselves.
             lines.append(f'sentinel-pass "{self.sentinel_password}"')
@@ -134,7 +170,9 @@ class SentinelSetup(_Topology):
     def _complete(self) -> bool:
         views = [self._master(sentinel) for sentinel in self.sentinels]
         return all(
-            view["num-slaves"] == 1 and view["num-other-sentinels"] == 2 and view["is_master"]
+            view["num-slaves"] == self.replicas
+            and view["num-other-sentinels"] == 2
+            and view["is_master"]
             for view in views
         )
 

@@ -20,7 +20,8 @@ from flask_redis_guard.client.topology.cluster import GuardedCluster
 from flask_redis_guard.client.topology.memory import memory_pool
 from flask_redis_guard.client.topology.nodes import NodePool, NodeTCPConnection, NodeTLSConnection
 from flask_redis_guard.client.topology.sentinel import (
-    Discovery,
+    SentinelPool,
+    Sentinels,
     SentinelTCPConnection,
     SentinelTLSConnection,
 )
@@ -44,6 +45,9 @@ _CLASSES: dict[str, type[GuardedConnection]] = {
     "rediss": TLSConnection,
     "unix": UnixConnection,
 }
+
+#: Seconds between two questions to each sentinel.
+SENTINEL_INTERVAL = 1.0
 
 #: What the guard decides itself; a URL or REDIS_GUARD_CLIENT_OPTIONS may not contradict it.
 _DECIDED = {
@@ -84,14 +88,20 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
     return _sentinel(settings, gate, topology)
 
 
-def _pool(settings: Settings, gate: Gate, kind: type[Any], options: dict[str, Any]) -> GuardedPool:
+def _pool(
+    settings: Settings,
+    gate: Gate,
+    kind: type[Any],
+    options: dict[str, Any],
+    pool_class: type[GuardedPool] = GuardedPool,
+) -> GuardedPool:
     memory = None
     if gate.in_memory or gate.memory_only:
         shared = {k: options[k] for k in ("db", "decode_responses") if k in options}
         memory = memory_pool(**shared)
         if memory is None:
             _without_store(settings, gate)
-    return GuardedPool(
+    return pool_class(
         gate,
         memory,
         connection_class=kind,
@@ -109,7 +119,7 @@ def _sentinel(settings: Settings, gate: Gate, topology: Topology) -> GuardedRedi
     options = _connection_options(settings, topology.options)
     # Transport options (certificates, keep-alive) hold for the sentinels too, credentials do not.
     inherited = {k: v for k, v in options.items() if k.startswith(("ssl", "socket_", "retry"))}
-    theirs = {**inherited, "protocol": 2, **topology.sentinel_options, **_decided(settings)}
+    theirs = {**inherited, **topology.sentinel_options, **_decided(settings), "protocol": 2}
     kind = bind(plain, gate)
     pools = [
         GuardedPool(
@@ -122,9 +132,17 @@ def _sentinel(settings: Settings, gate: Gate, topology: Topology) -> GuardedRedi
         )
         for host, port in topology.hosts
     ]
-    discovery = Discovery(topology.service, pools)
-    pool = _pool(settings, gate, bind(managed, gate, discovery=discovery), options)
-    discovery.on_change = pool.disconnect_idle
+    sentinels = Sentinels(
+        gate,
+        topology.service,
+        pools,
+        trust_seconds=settings.sentinel_trust_seconds,
+        interval=SENTINEL_INTERVAL,
+        background=settings.health_check_interval > 0,
+    )
+    pool_class = type("SentinelPool", (SentinelPool,), {"sentinels": sentinels})
+    pool = _pool(settings, gate, bind(managed, gate, sentinels=sentinels), options, pool_class)
+    sentinels.on_change = cast("SentinelPool", pool).retire_all
     return GuardedRedis(connection_pool=pool)
 
 

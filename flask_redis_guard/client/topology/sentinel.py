@@ -1,100 +1,503 @@
-"""Connections to whom the sentinels call the primary.
+"""Connections to whom the sentinels call the primary, as long as that can be trusted.
 
 redis-py's own ``SentinelConnectionPool`` is not used: each discovery asks the first sentinel for as
 long as a socket's timeout lasts, so one that hangs eats the deadline of every operation, and its
 connections keep a reply that is owed when a greenlet is killed while reading.
+
+A primary that is being replaced goes on taking writes, for seconds in a planned failover and for
+as long as a partition lasts, and loses them all. So one thread for each sentinel listens to what
+that sentinel announces and asks it once a second, and no operation is sent, or called done, while
+the primary is in doubt.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
+import select
+import socket
+import threading
+import time
+import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import redis
 from redis import exceptions as redis_errors
 from redis.utils import str_if_bytes
 
-from flask_redis_guard.client.operation import current
+from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.operation import Operation, Trust, current
 from flask_redis_guard.client.transport.connections import (
     GuardedConnection,
     TCPConnection,
     TLSConnection,
 )
 from flask_redis_guard.client.transport.pool import GuardedPool
+from flask_redis_guard.core.breaker import Permit
+from flask_redis_guard.core.process import ProcessLock
 
 logger = logging.getLogger("flask_redis_guard")
 
+Address = tuple[str, int]
 
-class Discovery:
-    """Ask sentinels for the primary's address, inside the operation's deadline.
+#: Announced by the sentinel that leads a failover a tenth of a second before it promotes a replica.
+_BEGINS = ("+failover-state-select-", "+failover-state-send-")
+#: After each event the sentinel is asked: these come with the beginning and the end of a failover.
+_PATTERNS = ("+failover-*", "-failover-*", "+switch-*", "+promoted-*")
 
-    :param service: what the sentinels call the primary.
-    :param pools: a pool of connections to each sentinel.
+
+@dataclass(eq=False)
+class View:
+    """Whom the sentinels call the primary; a new object for each new one."""
+
+    address: Address
+    #: The epoch of the sentinels' configuration: of two answers the higher one is the newer.
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one sentinel said the last time that it was asked."""
+
+    address: Address | None
+    epoch: int = 0
+    replacing: bool = False
+    #: Whether it may be alive where we do not see it: nothing answered, not even its host.
+    silent: bool = False
+
+
+class Sentinel:
+    """One of the sentinels.
+
+    :param pool: of connections to it.
+    :param service: what it calls the primary.
     """
 
-    def __init__(self, service: str, pools: Sequence[GuardedPool]) -> None:
+    def __init__(self, pool: GuardedPool, service: str) -> None:
+        self._pool = pool
         self._service = service
-        self._gate = pools[0].gate
-        self._sentinels = [redis.Redis(connection_pool=pool) for pool in pools]
-        self._address: tuple[str, int] | None = None
-        #: Called when the primary's address is another one than the last time.
+        self._subscription: Any = None
+        self.answer = Answer(None, silent=True)
+        #: When a failover that it leads began, on the monotonic clock.
+        self.replacing_since: float | None = None
+
+    def ask(self) -> Answer:
+        """Ask for the primary, inside an operation: one round trip.
+
+        :raises redis.RedisError: if it does not answer.
+        """
+        connection = self._pool.get_connection("SENTINEL")
+        try:
+            # In two words: redis-py's callbacks for the joined names differ between versions.
+            connection.send_packed_command(
+                connection.pack_commands(
+                    [
+                        ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service),
+                        ("SENTINEL", "MASTER", self._service),
+                    ]
+                )
+            )
+            replies = [self._reply(connection), self._reply(connection)]
+        finally:
+            self._pool.release(connection)
+        found, told = replies
+        if isinstance(found, redis_errors.ResponseError):
+            raise found
+        if not found:
+            return Answer(None)
+        details = _pairs(told)
+        return Answer(
+            (str_if_bytes(found[0]), int(found[1])),
+            int(details.get("config-epoch", 0)),
+            "failover_in_progress" in details.get("flags", ""),
+        )
+
+    @staticmethod
+    def _reply(connection: Any) -> Any:
+        try:
+            return connection.read_response()
+        except redis_errors.ResponseError as exc:
+            return exc  # no such primary, or the user may not ask for its details
+
+    def subscribe(self) -> None:
+        """Have it announce what it does, inside an operation."""
+        if self._subscription is None:
+            self._subscription = self._pool.get_connection("PSUBSCRIBE")
+            self._subscription.send_command("PSUBSCRIBE", *_PATTERNS)
+
+    def heard(self) -> list[str]:
+        """Return the names of the events announced since the last time; never waits."""
+        events: list[str] = []
+        while self._subscription.can_read(timeout=0):
+            message = self._subscription.read_response()
+            if str_if_bytes(message[0]) == "pmessage":
+                _, _, event, text = map(str_if_bytes, message)
+                if self._service in text.split():
+                    events.append(event)
+        return events
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable with the next announcement."""
+        return int(self._subscription._sock.fileno())
+
+    def forget(self) -> None:
+        """Leave a subscription to the process that this one was forked from."""
+        self._subscription = None
+
+    def hang_up(self) -> None:
+        """Give the connection of the subscription back."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.disconnect()
+            self._pool.release(subscription)
+
+
+def _pairs(reply: Any) -> dict[str, str]:
+    """Return what ``SENTINEL MASTER`` told; nothing where the user may not ask."""
+    if isinstance(reply, Exception):
+        return {}
+    words = [str_if_bytes(word) for word in reply]
+    return dict(zip(words[::2], words[1::2], strict=False))
+
+
+class Sentinels:
+    """Know the primary, and whether it can be trusted.
+
+    :param gate: the client's gate.
+    :param service: what the sentinels call the primary.
+    :param pools: a pool of connections to each sentinel.
+    :param trust_seconds: how long the last confirmation holds.
+    :param interval: seconds between two questions to each sentinel.
+    :param background: whether threads may listen and ask.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        service: str,
+        pools: Sequence[GuardedPool],
+        *,
+        trust_seconds: float,
+        interval: float,
+        background: bool,
+    ) -> None:
+        self.gate = gate
+        self._all = tuple(Sentinel(pool, service) for pool in pools)
+        self._order = self._all
+        self._trust_seconds = trust_seconds
+        self.interval = interval
+        self._background = background
+        self._lock = ProcessLock()
+        self._view: View | None = None
+        self._trust = Trust()
+        self._confirmed_at = 0.0
+        self._asked_at = 0.0
+        self._pid: int | None = None
+        self._listeners = 0
+        #: Called when the primary is another one than before.
         self.on_change: Callable[[], object] = lambda: None
 
-    def primary(self) -> tuple[str, int]:
-        """Return host and port of the primary.
+    # -- for operations --------------------------------------------------------------------------
 
-        The sentinel that answered is asked first the next time.
+    @property
+    def view(self) -> View | None:
+        """The primary, as far as this process knows."""
+        return self._view
+
+    def admit(self, operation: Operation) -> None:
+        """Let an operation go to the primary, and remember whom it relied on.
+
+        :raises redis.ConnectionError: while the sentinels replace the primary, and where they
+            could not confirm it for too long.
+        """
+        if operation.trust is not None:
+            return
+        if self._pid != os.getpid():
+            self._start()
+        if self._view is not None and self._is_due():
+            self._ask_all(operation)
+        trust = self._trust
+        now = time.monotonic()
+        if self._view is not None and now - self._confirmed_at > self._trust_seconds:
+            raise redis_errors.ConnectionError("Primary unconfirmed: no sentinel answers for it")
+        if self._is_replaced:
+            raise redis_errors.ConnectionError("Failover: the sentinels replace the primary")
+        operation.trust = trust
+
+    def primary(self) -> View:
+        """Return the primary to connect to, inside an operation.
 
         :raises redis.ConnectionError: if no sentinel names one.
         """
-        operation = current(self._gate)
+        operation = current(self.gate)
         if operation is None:
             raise RuntimeError("sentinels are asked inside operations only")
+        view = self._view
+        fresh = time.monotonic() - self._confirmed_at < 2 * self.interval
+        if view is not None and fresh and not self._trust.failed:
+            return view
+        return self._ask_one(operation)
+
+    def _is_due(self) -> bool:
+        """Whether this operation is to ask, since nobody else does or something failed."""
+        if self._trust.failed:
+            return True
+        age = time.monotonic() - max(self._confirmed_at, self._asked_at)
+        return not self._listeners and age > self.interval
+
+    def _ask_one(self, operation: Operation) -> View:
+        """Ask until one sentinel names a primary; who answered last is asked first."""
         failure: Exception | None = None
-        order = list(self._sentinels)
-        with operation.sharing(len(order)):
-            for sentinel in order:
+        trust = self._trust
+        with operation.sharing(len(self._order)):
+            for sentinel in self._order:
                 operation.next_share()
                 try:
-                    address = self._ask(sentinel)
+                    answer = self._ask(sentinel)
                 except (redis_errors.RedisError, OSError) as exc:
-                    logger.debug("A sentinel did not answer: %s", type(exc).__name__)
                     failure = exc
                     continue
-                if address is not None:
-                    others = [other for other in order if other is not sentinel]
-                    self._sentinels = [sentinel, *others]
-                    self._note(address)
-                    return address
+                if answer.address is not None:
+                    others = [other for other in self._all if other is not sentinel]
+                    self._order = (sentinel, *others)
+                    trust.failed = False
+                    view = self._view
+                    if view is None or view.epoch <= answer.epoch:
+                        view = self._adopt(answer.address, answer.epoch)
+                    return view
         if failure is not None:
             raise failure
         raise redis_errors.ConnectionError("No master found")
 
-    def _ask(self, sentinel: redis.Redis) -> tuple[str, int] | None:
-        # In two words: redis-py's callback for the joined name differs between versions.
-        found: Any = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
-        return (str_if_bytes(found[0]), int(found[1])) if found else None
+    def _ask_all(self, operation: Operation) -> None:
+        """Ask every sentinel; that one does not answer is noted, and is no error here."""
+        self._asked_at = time.monotonic()
+        self._trust.failed = False
+        with operation.sharing(len(self._all)):
+            for sentinel in self._all:
+                operation.next_share()
+                try:
+                    self._ask(sentinel)
+                except (redis_errors.RedisError, OSError):
+                    continue  # noted as silent: the primary stays trusted for a while
 
-    def _note(self, address: tuple[str, int]) -> None:
-        before, self._address = self._address, address
-        if before is not None and before != address:
+    # -- what the sentinels say ------------------------------------------------------------------
+
+    def _ask(self, sentinel: Sentinel) -> Answer:
+        began = time.monotonic()
+        try:
+            answer = sentinel.ask()
+        except (redis_errors.RedisError, OSError) as exc:
+            logger.debug("A sentinel did not answer: %s", type(exc).__name__)
+            sentinel.answer = Answer(None, silent=not _is_dead(exc))
+            self._judge(sentinel, began)
+            raise
+        sentinel.answer = answer
+        self._judge(sentinel, began)
+        return answer
+
+    def _judge(self, sentinel: Sentinel, asked_at: float) -> None:
+        """Look at the last answers of all: who is the primary, and is that confirmed?"""
+        now = time.monotonic()
+        with self._lock:
+            since = sentinel.replacing_since or now
+            over = sentinel.answer.address is not None and not sentinel.answer.replacing
+            if (over and since < asked_at) or now - since > self._trust_seconds:
+                sentinel.replacing_since = None
+            named = {a.epoch: a.address for s in self._all if (a := s.answer).address is not None}
+            silent = sum(each.answer.silent for each in self._all)
+        if not named or 2 * silent > len(self._all):
+            return  # those whom we do not see could have elected another one
+        epoch = max(named)
+        address, view = named[epoch], self._view
+        if view is None or epoch >= view.epoch or not silent:
+            view = self._adopt(address, epoch)
+        if view.address == address and not self._is_replaced:
+            self._confirmed_at = now
+
+    @property
+    def _is_replaced(self) -> bool:
+        return any(each.replacing_since is not None for each in self._all)
+
+    def _adopt(self, address: Address, epoch: int) -> View:
+        with self._lock:
+            before = self._view
+            if before is not None and before.address == address:
+                before.epoch = epoch
+                return before
+            self._view = view = View(address, epoch)
+            self._confirmed_at = time.monotonic()
+            for sentinel in self._all:
+                sentinel.replacing_since = None
+        if before is not None:
             logger.warning(
-                "The sentinels name another primary: %s:%d instead of %s:%d", *address, *before
+                "The sentinels name another primary: %s:%d instead of %s:%d",
+                *address,
+                *before.address,
             )
+            self._revoke()
             self.on_change()
+        return view
+
+    def _revoke(self) -> None:
+        """What is under way relied on the primary of before: its success proves nothing now."""
+        trust, self._trust = self._trust, Trust()
+        trust.revoked = True
+
+    # -- in the background -----------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Begin to listen to each sentinel in this process."""
+        with self._lock:
+            if self._pid == os.getpid():
+                return
+            self._pid, self._listeners = os.getpid(), 0
+            for sentinel in self._all:
+                sentinel.forget()
+        if not self._background:
+            return
+        for number in range(len(self._all)):
+            thread = threading.Thread(
+                target=_listen,
+                args=(weakref.ref(self), number, os.getpid()),
+                name="redis-guard-sentinel",
+                daemon=True,
+            )
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads: operations ask, and hear nothing
+                logger.warning("Nobody can listen to the sentinels: %s", exc)
+                return
+            self._listeners += 1
+
+    def turn(self, number: int) -> int | None:
+        """Take in what a sentinel has announced, and ask it.
+
+        :param number: which of them.
+        :returns: the descriptor to wait for; ``None`` where the sentinel does not answer.
+        """
+        sentinel = self._all[number]
+        try:
+            self._in_background(sentinel.subscribe)
+            began = [event for event in sentinel.heard() if event.startswith(_BEGINS)]
+            if began:
+                with self._lock:
+                    sentinel.replacing_since = time.monotonic()
+                self._revoke()
+            self._in_background(lambda: self._ask(sentinel))
+            return sentinel.fileno()
+        except (redis_errors.RedisError, OSError):
+            sentinel.hang_up()
+            return None
+
+    def _in_background(self, call: Callable[[], object]) -> None:
+        # Not through the gate: an open breaker is when the sentinels must be asked.
+        operation = Operation(self.gate, "SENTINEL", self.gate.timeout, Permit(-1))
+        try:
+            with operation:
+                call()
+        finally:
+            operation.settled = True
+
+
+def _listen(reference: weakref.ref[Sentinels], number: int, pid: int) -> None:
+    """Listen to one sentinel until the client is gone; while waiting, nothing keeps it."""
+    while os.getpid() == pid:
+        sentinels = reference()
+        if sentinels is None:
+            return
+        descriptor, seconds = None, sentinels.interval
+        try:
+            descriptor = sentinels.turn(number)
+        except Exception:
+            logger.exception("Listening to a sentinel failed unexpectedly")
+        del sentinels
+        if descriptor is None:
+            time.sleep(seconds)
+            continue
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        poller.poll(seconds * 1000)
+
+
+def _is_dead(error: BaseException) -> bool:
+    """Whether the host said that no sentinel runs there: it cannot elect anybody elsewhere."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno == errno.ECONNREFUSED:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+# -- connections to the primary ------------------------------------------------------------------
 
 
 class SentinelManaged(GuardedConnection):
     """A connection that asks for the primary's address each time it connects."""
 
-    discovery: Discovery  # set on the subclass that each client makes for itself
+    sentinels: Sentinels  # set on the subclass that each client makes for itself
     host: str
     port: int
+    #: The primary that it was connected to.
+    view: View | None = None
+    _ready = False
+    _watches = False
+
+    @property
+    def leads_elsewhere(self) -> bool:
+        """Whether the primary is another one by now."""
+        return self.view is not self.sentinels.view
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation is under way on it, whoever's; a subscriber's has ended."""
+        owners = (self.holder, self.borrowed)
+        return any(owner is not None and not owner.settled for owner in owners)
+
+    @property
+    def is_clean(self) -> bool:
+        return super().is_clean and not self.leads_elsewhere
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        if self._sock is not None:
+            return
+        self._ready = False
+        try:
+            super().connect(*args, **kwargs)
+        finally:
+            self._ready = True
 
     def _connect(self) -> Any:
-        self.host, self.port = self.discovery.primary()
+        self._watches = False
+        self.view = view = self.sentinels.primary()
+        self.host, self.port = view.address
         return super()._connect()
+
+    def renew(self) -> None:
+        if self.leads_elsewhere:
+            self.disconnect()
+        super().renew()
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        super().send_command(*args, **kwargs)
+        if args and str(args[0]).upper() == "WATCH":
+            self._watches = True
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if self._ready and not self._owed:
+            operation = self.operation()
+            if operation is not None:
+                self.sentinels.admit(operation)
+            if self._sock is not None and self.leads_elsewhere:
+                self.disconnect()
+                if self._watches:
+                    self._watches = False
+                    raise redis_errors.ConnectionError("Failover: what was watched is gone")
+        super().send_packed_command(command, check_health)
 
     def verify(self) -> None:
         """Make sure that it is a primary: sentinels may name a server that they demote just now.
@@ -117,3 +520,33 @@ class SentinelTCPConnection(SentinelManaged, TCPConnection):
 
 class SentinelTLSConnection(SentinelManaged, TLSConnection):
     """A guarded connection to the primary that sentinels name, over TLS."""
+
+
+class SentinelPool(GuardedPool):
+    """A pool of connections to the primary that is trusted now."""
+
+    sentinels: Sentinels
+
+    def _checked_out(self, command_name: Any) -> Any:
+        operation = current(self.gate)
+        if operation is not None:
+            self.sentinels.admit(operation)
+        connection = super()._checked_out(command_name)
+        connection._watches = False
+        if connection.leads_elsewhere:
+            try:
+                connection.disconnect()
+                connection.connect()
+            except BaseException:
+                self.release(connection)
+                raise
+        return connection
+
+    def retire_all(self) -> None:
+        """Leave the primary of before: close what waits here, and wake who only listens there."""
+        self.disconnect_idle()
+        with self._lock:
+            held = [each for each in self._in_use_connections if not each.is_busy]
+        for connection in held:
+            with contextlib.suppress(AttributeError, OSError):  # it was closed just now
+                connection._sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,176 @@
+"""Sentinels replace a primary that goes on answering: what was acknowledged is kept, or refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from flask_redis_guard import RedisUnavailable
+from tests.support import RedisServer, SentinelSetup, eventually
+from tests.support.guarded import NEVER_OPENS, Guarded
+
+pytestmark = pytest.mark.alone
+
+PASSWORD = "data"
+LISTENING = {"REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0.5}
+
+
+@pytest.fixture
+def sentinels() -> Iterator[SentinelSetup]:
+    with SentinelSetup(replicas=2, password=PASSWORD) as setup:
+        yield setup
+
+
+class Writers:
+    """Threads that write keys of their own without end, and what became of each write.
+
+    :param client: the guarded client.
+    """
+
+    def __init__(self, client: redis.Redis, count: int = 4) -> None:
+        self._client = client
+        self._ended = threading.Event()
+        self.acknowledged: list[str] = []
+        #: When, and the reason.
+        self.refused: list[tuple[float, str]] = []
+        self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(count)]
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _write(self, number: int) -> None:
+        count = 0
+        while not self._ended.wait(0.002):
+            count += 1
+            key = f"written:{number}:{count}"
+            try:
+                self._client.set(key, "1")
+            except RedisUnavailable as error:
+                self.refused.append((time.monotonic(), error.reason))
+            else:
+                self.acknowledged.append(key)
+
+    @property
+    def reasons(self) -> set[str]:
+        """Why writes were refused."""
+        return {reason for _, reason in self.refused}
+
+
+def on_server(server: RedisServer, keys: list[str]) -> set[str]:
+    with server.client() as client:
+        found = client.mget(keys)
+    return {key for key, value in zip(keys, found, strict=True) if value is not None}
+
+
+def is_replica(server: RedisServer) -> bool:
+    with server.client() as client:
+        role = client.info("replication")
+    return bool(role["role"] == "slave" and role["master_link_status"] == "up")
+
+
+def test_a_planned_failover_loses_nothing_that_was_acknowledged(sentinels: SentinelSetup) -> None:
+    guarded = Guarded(sentinels.url, **LISTENING)
+    before = sentinels.primary()
+    with Writers(guarded.client) as writers:
+        eventually(lambda: len(writers.acknowledged) > 200, 10, "writers write")
+        time.sleep(1)  # the listeners are connected
+        sentinels.replace_primary()
+        eventually(lambda: sentinels.primary() is not before, 10, "another primary")
+        count = len(writers.acknowledged)
+        eventually(lambda: len(writers.acknowledged) > count + 200, 10, "writes go on")
+        eventually(lambda: is_replica(before), 30, "the old primary follows the new one")
+    lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
+    assert lost == set()
+    assert writers.reasons <= {"failover", "connection"}
+    guarded.close()
+
+
+def test_the_client_follows_an_election_while_the_old_primary_refuses_writes() -> None:
+    options = {"min-replicas-to-write": "1"}
+    with SentinelSetup(replicas=2, password=PASSWORD, options=options) as sentinels:
+        guarded = Guarded(sentinels.url, **LISTENING, REDIS_GUARD_OPEN_SECONDS=0.3)
+        before = sentinels.primary()
+        with Writers(guarded.client) as writers:
+            eventually(lambda: len(writers.acknowledged) > 100, 10, "writers write")
+            time.sleep(1)
+            sentinels.isolate(before)
+            eventually(lambda: sentinels.primary() is not before, 20, "another primary")
+            elected_at, count = time.monotonic(), len(writers.acknowledged)
+            eventually(lambda: len(writers.acknowledged) > count, 10, "writes go on")
+            served_after = time.monotonic() - elected_at
+        assert "no-replicas" in writers.reasons
+        lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
+        assert lost == set()
+        assert served_after < 1.5
+        guarded.close()
+
+
+def test_a_connection_in_use_does_not_come_back_after_a_change(sentinels: SentinelSetup) -> None:
+    guarded = Guarded(sentinels.url, **LISTENING)
+    before = sentinels.primary()
+    pool = guarded.client.connection_pool
+    with guarded.gate.begin("CHECK") as operation:
+        held = pool.get_connection("SET")
+        sentinels.replace_primary()
+        eventually(lambda: operation.trust.revoked, 10, "the listeners hear of it")
+        eventually(lambda: sentinels.primary() is not before, 10, "another primary")
+        pool.release(held)
+        assert held._sock is None
+    guarded.gate.abandon(operation)
+    eventually(lambda: answers(guarded.client), 10, "the new primary serves")
+    for number in range(20):
+        guarded.client.set(f"after:{number}", "1")
+    assert len(on_server(sentinels.primary(), [f"after:{n}" for n in range(20)])) == 20
+    guarded.close()
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize(
+    ("lost", "how", "refuses"),
+    [(3, "pause", True), (3, "kill", True), (2, "pause", True), (2, "kill", False)],
+)
+def test_a_primary_is_trusted_only_so_long(
+    sentinels: SentinelSetup, lost: int, how: str, refuses: bool, background: bool
+) -> None:
+    """A sentinel that was killed elects nobody elsewhere, one that cannot be seen may."""
+    interval = LISTENING if background else {}
+    settings = {**interval, **NEVER_OPENS, "REDIS_GUARD_SENTINEL_TRUST_SECONDS": 2}
+    guarded = Guarded(sentinels.url, **settings)
+    guarded.client.set("k", "v")
+    for sentinel in sentinels.sentinels[:lost]:
+        getattr(sentinel, how)()
+    trusted_until = time.monotonic() + 1.5
+    while time.monotonic() < trusted_until:
+        assert answers(guarded.client) or not background
+        time.sleep(0.1)
+    if not refuses:
+        time.sleep(3)
+        assert all(answers(guarded.client) for _ in range(20))
+    else:
+        eventually(lambda: not answers(guarded.client), 5, "refused")
+        with pytest.raises(RedisUnavailable) as refusal:
+            guarded.client.get("k")
+        assert refusal.value.reason == "unconfirmed"
+        for sentinel in sentinels.sentinels[:lost]:
+            sentinel.resume() if how == "pause" else sentinel.start()
+        eventually(lambda: answers(guarded.client), 5, "trusted again")
+    guarded.close()
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        client.set("k", "v")
+    except RedisUnavailable:
+        return False
+    return True
