@@ -123,7 +123,7 @@ class Runtime:
     def sessions(self) -> SessionStore:
         """The session store."""
         return SessionStore(
-            lambda: self.client,
+            self.client,
             prefix=self.settings.key_prefix,
             max_bytes=self.settings.session_max_bytes,
             max_per_user=self.settings.session_max_per_user,

@@ -135,7 +135,7 @@ def difference(
             if known.get(name, _ABSENT) is value and type(value) in _FIXED and key in stored:
                 continue
             text = _encode_value(value, values)
-            if key not in stored or not _same(stored[key], text, values):
+            if key not in stored or not _same(stored[key], text, value, values):
                 changed[key] = text
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
@@ -212,10 +212,12 @@ def _read_text(quoted: bytes) -> str:
     return text
 
 
-def _same(stored: bytes, encoded: bytes, values: Serializer) -> bool:
+def _same(stored: bytes, encoded: bytes, value: Any, values: Serializer) -> bool:
     """Tell whether two encodings mean the same value.
 
     They can differ where whole numbers are keys, which are sorted as texts the second time, and
     where the app's JSON provider was changed.
     """
-    return stored == encoded or _encode_value(_decode_value(stored, values), values) == encoded
+    if stored == encoded or type(value) is int:
+        return stored == encoded
+    return _encode_value(_decode_value(stored, values), values) == encoded

@@ -12,26 +12,24 @@ import re
 import secrets
 from binascii import b2a_base64
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 _TAG_BYTES: Final = 15  # 20 characters
 _HEAD: Final = 21  # characters before the secret
 _SECRET_BYTES: Final = 32
 _KEY_BYTES: Final = 24
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
-_OURS: Final = re.compile(r"[au][A-Za-z0-9_-]{20}[A-Za-z0-9_-]{43}")
+#: For ``bytes.translate``: base64 as RFC 4648, section 5, has it.
+URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+#: The form of the ids that :func:`new_id` makes.
+OURS: Final = re.compile(r"[au][A-Za-z0-9_-]{20}[A-Za-z0-9_-]{43}")
 
 #: What names a user. ``5`` and ``"5"`` are the same user, since they are so to everybody else.
 UserId = str | int | UUID
 
 
-class Keys(NamedTuple):
-    """The keys of one session."""
-
-    session: bytes
-    #: The index of the user whose session it is; ``None`` for a session bound to nobody.
-    user_index: bytes | None
+#: The key of a session, and the index of the user whose it is; ``None`` for one of nobody.
+Keys = tuple[bytes, bytes | None]
 
 
 def new_id(user_id: UserId | None = None, *, after: str | None = None) -> str:
@@ -52,7 +50,7 @@ def new_id(user_id: UserId | None = None, *, after: str | None = None) -> str:
 
 def is_ours(session_id: str) -> bool:
     """Tell whether an id has the form of those that :func:`new_id` makes."""
-    return _OURS.fullmatch(session_id) is not None
+    return OURS.fullmatch(session_id) is not None
 
 
 def is_bound(session_id: str, user_id: UserId) -> bool:
@@ -75,12 +73,12 @@ def keys_of(prefix: str, session_id: str) -> Keys:
     named: object = session_id
     if not isinstance(named, str) or not named:
         raise ValueError("a session id is a text that is not empty")
-    ours = _OURS.fullmatch(session_id) is not None
+    ours = OURS.fullmatch(session_id) is not None
     tag = _hash(session_id[1:_HEAD] if ours else session_id, _TAG_BYTES)
     key = f"{prefix}session:{{{tag}}}{_hash(session_id, _KEY_BYTES)}".encode()
     if ours and session_id[0] == "u":
-        return Keys(key, f"{prefix}sessions:{{{tag}}}".encode())
-    return Keys(key, None)
+        return key, f"{prefix}sessions:{{{tag}}}".encode()
+    return key, None
 
 
 def index_of(prefix: str, user_id: UserId) -> bytes:
@@ -125,4 +123,4 @@ def _hash(text: str, size: int) -> str:
     digest = blake2b(
         text.encode("utf-8", "surrogatepass"), digest_size=size, person=b"guard:session"
     )
-    return b2a_base64(digest.digest(), newline=False).translate(_URL_SAFE).decode()
+    return b2a_base64(digest.digest(), newline=False).translate(URL_SAFE).decode()

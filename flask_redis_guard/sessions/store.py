@@ -33,6 +33,7 @@ _LOAD: Final = Script("SESSION LOAD", read_lua(__package__, "users.lua", "load.l
 _SAVE: Final = Script("SESSION SAVE", read_lua(__package__, "users.lua", "save.lua"))
 _DELETE: Final = Script("SESSION DELETE", read_lua(__package__, "users.lua", "delete.lua"))
 _REVOKE: Final = Script("SESSION REVOKE", read_lua(__package__, "users.lua", "revoke.lua"))
+_SAVED: Final = {saved.value: saved for saved in Saved}
 
 
 class Found(NamedTuple):
@@ -171,15 +172,13 @@ class SessionStore:
 
     def create(self, session_id: str, fields: Fields, lifetime_ms: int) -> None:
         """Store a session, in the place of what was there."""
-        keys = ids.keys_of(self._prefix, session_id)
-        self._save(b"new", {b"k": keys.session, b"i": keys.user_index}, Change(fields), lifetime_ms)
+        key, index = ids.keys_of(self._prefix, session_id)
+        self._save(b"new", {b"k": key, b"i": index}, Change(fields), lifetime_ms)
 
     def change(self, session_id: str, change: Change, lifetime_ms: int) -> Saved:
         """Change a session that exists, and renew its lifetime."""
-        keys = ids.keys_of(self._prefix, session_id)
-        return self._save(
-            b"change", {b"k": keys.session, b"i": keys.user_index}, change, lifetime_ms
-        )
+        key, index = ids.keys_of(self._prefix, session_id)
+        return self._save(b"change", {b"k": key, b"i": index}, change, lifetime_ms)
 
     def move(self, old: str, new: str, known: Fields, change: Change, lifetime_ms: int) -> Saved:
         """Change a session that exists, and give it another id: the old one is dead at once.
@@ -188,8 +187,9 @@ class SessionStore:
         """
         if isinstance(self._client(), RedisCluster) and not ids.share_slot(old, new):
             return self._move_between_slots(old, new, known, change, lifetime_ms)
-        now, then = ids.keys_of(self._prefix, new), ids.keys_of(self._prefix, old)
-        roles = {b"k": now.session, b"i": now.user_index, b"o": then.session, b"x": then.user_index}
+        key, index = ids.keys_of(self._prefix, new)
+        old_key, old_index = ids.keys_of(self._prefix, old)
+        roles = {b"k": key, b"i": index, b"o": old_key, b"x": old_index}
         return self._save(b"change", roles, change, lifetime_ms)
 
     def _move_between_slots(
@@ -232,9 +232,9 @@ class SessionStore:
         reply = self._run(_SAVE, list(keys.values()), args)
         if reply == -1:
             raise SessionTooLarge(self._max_bytes)
-        if reply not in (0, 1, 2):
+        if reply not in _SAVED:
             raise RedisUnavailable(_SAVE.operation, "rejected")
-        return Saved(reply)
+        return _SAVED[reply]
 
     def _run(self, script: Script, keys: list[bytes], args: list[bytes]) -> Any:
         try:
@@ -248,8 +248,8 @@ class SessionStore:
 
         :raises SessionTooLarge: if the fields alone are too large, with the largest of them.
         """
-        sizes = {key: len(key) + len(value) for key, value in fields.items()}
-        if sum(sizes.values()) > self._max_bytes:
+        if sum(map(len, fields)) + sum(map(len, fields.values())) > self._max_bytes:
+            sizes = {key: len(key) + len(value) for key, value in fields.items()}
             largest = max(sizes, key=sizes.__getitem__)
             raise SessionTooLarge(self._max_bytes, largest.decode(), sizes[largest])
 

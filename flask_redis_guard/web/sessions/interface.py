@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -100,19 +100,18 @@ class GuardedSessionInterface(SessionInterface):
             response.call_on_close(session.warn_of_loss)
 
     def _set_cookie(self, app: Flask, session: Session, response: Response) -> None:
-        stored_id = session.stored_id
+        stored_id, cookie = session.stored_id, session.cookie
         if stored_id is None:
             if session.modified:
                 response.delete_cookie(self.get_cookie_name(app), **self._attributes(app))
-                _vary(response)
             return
-        value = f"{stored_id}.{self._signature(app.secret_key, stored_id)}"
-        # A cookie signed with a fallback key is replaced while that key is still known.
-        if value != session.cookie or self.should_set_cookie(app, session):
+        is_new = cookie is None or not cookie.startswith(stored_id)
+        if is_new or self.should_set_cookie(app, session):
+            if is_new:
+                cookie = f"{stored_id}.{self._signature(app.secret_key, stored_id).decode()}"
             expires = self.get_expiration_time(app, session)
             name, attributes = self.get_cookie_name(app), self._attributes(app)
-            response.set_cookie(name, value, expires=expires, **attributes)
-            _vary(response)
+            response.set_cookie(name, cookie or "", expires=expires, **attributes)
 
     def _attributes(self, app: Flask) -> dict[str, Any]:
         attributes: dict[str, Any] = {
@@ -126,30 +125,31 @@ class GuardedSessionInterface(SessionInterface):
             attributes["partitioned"] = self.get_cookie_partitioned(app)
         return attributes
 
-    def _prove(self, app: Flask, request: Request) -> dict[str, str]:
+    def _prove(self, app: Flask, request: Request) -> dict[str, str | None]:
         """Return the ids that the request's cookies prove, each with its cookie, without Redis.
 
         Several of one name come after an app on a sister domain set one for all of them, or a
-        change of ``SESSION_COOKIE_PATH``: which of them is of a session, only Redis knows.
+        change of ``SESSION_COOKIE_PATH``: which of them is of a session, only Redis knows. Of one
+        that is signed with a fallback key ``None`` stands there: it is to be replaced while that
+        key is still known.
         """
-        proven: dict[str, str] = {}
+        proven: dict[str, str | None] = {}
         for cookie in request.cookies.getlist(self.get_cookie_name(app)):
             session_id, _, signature = cookie.partition(".")
-            if ids.is_ours(session_id) and self._is_signed(app, session_id, signature):
+            if not ids.OURS.fullmatch(session_id):
+                continue
+            given, secret = signature.encode(errors="replace"), app.secret_key
+            if hmac.compare_digest(self._signature(secret, session_id), given):
                 proven.setdefault(session_id, cookie)
-                if len(proven) == _MOST_COOKIES:
-                    break
+            else:
+                for secret in app.config.get("SECRET_KEY_FALLBACKS") or ():
+                    if hmac.compare_digest(self._signature(secret, session_id), given):
+                        proven.setdefault(session_id, None)
+            if len(proven) == _MOST_COOKIES:
+                break
         return proven
 
-    def _is_signed(self, app: Flask, session_id: str, signature: str) -> bool:
-        given = signature.encode(errors="replace")
-        secrets = (app.secret_key, *reversed(app.config.get("SECRET_KEY_FALLBACKS") or ()))
-        return any(
-            hmac.compare_digest(self._signature(secret, session_id).encode(), given)
-            for secret in secrets
-        )
-
-    def _signature(self, secret: Any, session_id: str) -> str:
+    def _signature(self, secret: Any, session_id: str) -> bytes:
         """Return the signature of an id, as an itsdangerous ``Signer`` writes it."""
         key = self._keys.get(secret)
         if key is None:
@@ -163,7 +163,7 @@ class GuardedSessionInterface(SessionInterface):
             )
             key = self._keys[secret] = signer.derive_key()
         digest = hmac.digest(key, session_id.encode(), self.digest_method)
-        return urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return b2a_base64(digest, newline=False).translate(ids.URL_SAFE).rstrip(b"=")
 
 
 def _vary(response: Response) -> None:

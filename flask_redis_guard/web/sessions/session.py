@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("flask_redis_guard")
 
-#: Gives of some cookies those that prove an id, with it: ``{id: cookie}`` in their order.
-Prove = Callable[[], dict[str, str]]
+#: Gives the ids that the request's cookies prove, in their order, each with its cookie; ``None``
+#: for one that is to be replaced.
+Prove = Callable[[], dict[str, str | None]]
 
 
 class Identity(NamedTuple):
@@ -37,12 +38,14 @@ class Identity(NamedTuple):
 class _Opened:
     """What was found when the session was looked into first, and what became of it since."""
 
-    __slots__ = ("brought", "data", "id", "known", "stored")
+    __slots__ = ("brought", "change", "data", "id", "known", "stored")
 
     def __init__(self, session_id: str | None, stored: Fields, data: dict[str, Any]) -> None:
         #: The ids that it was found under, and that it is stored under now.
         self.brought = self.id = session_id
         self.stored = stored
+        #: What was changed of it since.
+        self.change: Change | None = None
         self.data = data
         #: The values as they are stored.
         self.known = dict(data)
@@ -63,8 +66,10 @@ class Session(SessionMixin):
 
     modified = False
     accessed = False
-    #: The cookie that the session was found by.
+    #: The cookie that the session was found by, if it may stay.
     cookie: str | None = None
+    #: The id that it was saved under; ``None`` until then, and if nothing was left of it.
+    stored_id: str | None = None
     #: Whether the response is complete, but for a body that is being sent.
     streaming = False
 
@@ -161,11 +166,6 @@ class Session(SessionMixin):
             self._next_id = ids.new_id()
         return self._next_id
 
-    @property
-    def stored_id(self) -> str | None:
-        """The id under which it is stored; ``None`` while nothing is, or nobody looked."""
-        return None if self._opened is None else self._opened.id
-
     def identity(self) -> Identity:
         """Tell which stored session, and which user's, the request brought.
 
@@ -224,6 +224,7 @@ class Session(SessionMixin):
                 self._error = error
                 raise
             self._failed = False
+            self.stored_id = opened.id
         return True
 
     def warn_of_loss(self) -> None:
@@ -252,28 +253,32 @@ class Session(SessionMixin):
             self._preserved = True
 
     def _open(self) -> _Opened:
-        self._raise_again()
+        if self._error is not None:
+            self._raise_again()
         self.accessed = True
         found = None
         cookies = self._prove()
         if cookies:
-            config = self._app.config
-            lifetime = self._lifetime_ms() if config["SESSION_REFRESH_EACH_REQUEST"] else None
+            lifetime = None
+            if self._app.config["SESSION_REFRESH_EACH_REQUEST"]:
+                lifetime = max(1, int(self._app.permanent_session_lifetime.total_seconds() * 1000))
             try:
                 found = self._store.find(list(cookies), lifetime)
             except RedisUnavailable as error:
                 self._error = error
                 raise
-        opened = _Opened(None, {}, {})
-        if found is not None:
+        if found is None:
+            opened = _Opened(None, {}, {})
+        else:
             self.cookie = cookies[found.id]
-            opened = _Opened(found.id, found.fields, found.data)
+            opened = _Opened(*found)
         # One step, so that all threads of this request agree on what they see.
-        return cast(_Opened, self.__dict__.setdefault("_opened", opened))
+        self.__dict__.setdefault("_opened", opened)
+        return self._opened or opened
 
     def _raise_again(self) -> None:
-        if self._error is not None:
-            raise type(self._error)(*self._error.args) from self._error
+        assert self._error is not None  # noqa: S101
+        raise type(self._error)(*self._error.args) from self._error
 
     def _writable(self) -> _Opened:
         if self._error is not None:
@@ -294,36 +299,36 @@ class Session(SessionMixin):
         rule = self._request.url_rule
         return rule is not None and rule.websocket
 
-    def _lifetime_ms(self) -> int:
-        return max(1, int(self._app.permanent_session_lifetime.total_seconds() * 1000))
-
     def _change(self, opened: _Opened, values: codec.Serializer | None = None) -> Change:
         if self._wiped:
             return codec.difference({}, {}, opened.data, values)._replace(wipe=True)
+        if opened.change is not None:
+            opened.stored, opened.change = opened.change.applied_to(opened.stored), None
         return codec.difference(opened.stored, opened.known, opened.data, values)
 
     def _store_change(self, opened: _Opened) -> None:
         change = self._change(opened)
         self.modified = self.modified or bool(change)
+        lifetime = max(1, int(self._app.permanent_session_lifetime.total_seconds() * 1000))
         session_id, opened.id = opened.id, None
         result = Saved.STORED
         if session_id is None:
             if change.set:
                 session_id = self._next_id or ids.new_id()
-                self._store.create(session_id, change.set, self._lifetime_ms())
+                self._store.create(session_id, change.set, lifetime)
         elif self._wiped and not change.set:
             self._store.delete(session_id)
             result = Saved.EMPTIED
         elif self._next_id is not None:
             old, session_id = session_id, self._next_id
-            result = self._store.move(old, session_id, opened.stored, change, self._lifetime_ms())
+            result = self._store.move(old, session_id, opened.stored, change, lifetime)
         elif change or (self.modified and not self._app.config["SESSION_REFRESH_EACH_REQUEST"]):
-            result = self._store.change(session_id, change, self._lifetime_ms())
+            result = self._store.change(session_id, change, lifetime)
         if result is Saved.ENDED:
             # No answer may claim that the change is saved. A second try meets an empty session.
             raise RedisUnavailable("SESSION SAVE", "session-ended")
         opened.id = session_id if result is Saved.STORED else None
-        opened.stored, opened.known = change.applied_to(opened.stored), dict(opened.data)
+        opened.change, opened.known = change, dict(opened.data)
         self._next_id, self._wiped = None, False
 
 
