@@ -18,8 +18,7 @@ from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.events import Bus
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.limiting.places import PlaceKeeper
-from flask_redis_guard.limiting.slots import ConcurrencyLimiter
+from flask_redis_guard.limiting.slots import ConcurrencyLimiter, PlaceKeeper
 from flask_redis_guard.observe.diagnosis import Finding, diagnose
 from flask_redis_guard.observe.outage import OutageWatch
 from flask_redis_guard.observe.probe import Monitor

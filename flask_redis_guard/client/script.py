@@ -88,7 +88,7 @@ class Script:
         with client.pipeline(transaction=False) as pipeline:
             for keys, args in calls:
                 call = ("EVALSHA", self.digest) if known else ("EVAL", self.text)
-                pipeline.execute_command(*call, len(keys), *keys, *args)
+                pipeline.execute_command(*call, len(keys), *keys, *args, **_AS_BYTES)
                 known = True  # by those that follow
             return list(pipeline.execute(raise_on_error=False))
 

@@ -1,17 +1,26 @@
-"""At most so many at once: leases that a dead worker cannot keep."""
+"""At most so many at once: places, and the leases in Redis that a dead worker cannot keep."""
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from flask_redis_guard.client.script import ClientSource, Script, client_getter, read_lua
+from redis.exceptions import SlotNotCoveredError
+
+from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, read_lua
+from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
-from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.errors import CircuitOpen, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
+
+logger = logging.getLogger("flask_redis_guard")
 
 _LEASE: Final = Script(
     "concurrency limit", read_lua(__package__, "clock.lua", "codec.lua", "lease.lua")
@@ -22,6 +31,20 @@ MAX_CONCURRENT: Final = 10_000
 
 #: Leases in one round trip: they take a server less than ten milliseconds.
 BATCH: Final = 200
+
+#: Renewals in the length of a lease. All but the last may fail before the place is given up.
+RENEWALS: Final = 4
+
+#: The part of the time between two renewals by which one may be early, to go with others.
+EARLY: Final = 0.25
+
+#: Seconds between two tries at giving back what could not be given back before.
+RETURN_INTERVAL: Final = 1.0
+
+#: Leases that are remembered until they can be given back. Others end by themselves.
+MOST_OWED: Final = 10_000
+
+Refusal = RateLimitExceeded | RedisUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +139,11 @@ class ConcurrencyLimiter:
     def _all(
         self, leases: Iterable[Lease], mode: bytes
     ) -> Iterator[tuple[Lease, list[int] | RedisUnavailable, float]]:
-        client = self._client()
-        for group in self._by_server(client, leases):
+        client, sent = self._client(), time.monotonic()
+        groups, lost = self._by_server(client, leases)
+        for lease, error in lost:
+            yield lease, error, sent
+        for group in groups:
             failed: RedisUnavailable | None = None
             for start in range(0, len(group), BATCH):
                 batch = group[start : start + BATCH]
@@ -130,14 +156,32 @@ class ConcurrencyLimiter:
                 for number, lease in enumerate(batch):
                     yield lease, failed or answers[number], sent
 
-    def _by_server(self, client: Any, leases: Iterable[Lease]) -> Iterable[list[Lease]]:
+    def _by_server(
+        self, client: Any, leases: Iterable[Lease]
+    ) -> tuple[Iterable[list[Lease]], list[tuple[Lease, RedisUnavailable]]]:
+        """Group leases by the primary that keeps them: one that is away fails its own only.
+
+        :returns: the groups; and what is on no primary, or on none that is known.
+        """
         find = getattr(client, "get_node_from_key", None)
         if find is None:
-            return [list(leases)]
+            return [list(leases)], []
         groups: dict[str, list[Lease]] = {}
+        lost: list[tuple[Lease, RedisUnavailable]] = []
+        unknown: RedisUnavailable | None = None  # the cluster itself, which is asked once only
         for lease in leases:
-            groups.setdefault(find(lease.key).name, []).append(lease)
-        return groups.values()
+            if unknown is None:
+                try:
+                    node = guarded(_LEASE.operation, find, lease.key)
+                except RedisUnavailable as error:
+                    lost.append((lease, error))
+                    if not isinstance(error.__cause__, SlotNotCoveredError):  # of this key alone
+                        unknown = error
+                else:
+                    groups.setdefault(node.name, []).append(lease)
+            else:
+                lost.append((lease, unknown))
+        return groups.values(), lost
 
     def _call(self, lease: Lease, mode: bytes) -> tuple[list[bytes], list[bytes]]:
         numbers = (b"%d" % number for number in (lease.seconds * 1_000_000, lease.limit))
@@ -148,3 +192,288 @@ def _refusal(lease: Lease, answer: list[int]) -> Decision | None:
     done, _, first = answer
     rate = Rate(lease.limit, lease.seconds, name="concurrency")
     return None if done else Decision.of([RateState(rate, False, 0, first / 1e6, first / 1e6)])
+
+
+@dataclass(eq=False)
+class Place:
+    """One of a subject's places, held by one connection.
+
+    :param subject: who holds it.
+    :param limit: places of the subject.
+    :param seconds: the length of its leases.
+    :param scope: what is counted.
+    :param on_outage: ``deny``, ``local`` or ``allow``.
+    """
+
+    subject: Subject
+    limit: int
+    seconds: int
+    scope: str
+    on_outage: str = "deny"
+    #: What is counted in Redis; not yet, while Redis is away and ``on_outage`` admitted it.
+    lease: Lease = field(init=False)
+    #: Monotonic time of the next renewal, and that at which the lease is over.
+    due: float = 0.0
+    until: float = 0.0
+    #: Whether the last renewal had no answer.
+    missed: bool = False
+    #: Asked before a renewal: a connection that is gone needs none.
+    alive: Callable[[], bool] = lambda: True
+    #: Called once, in the background, if the place cannot be held any longer.
+    on_lost: Callable[[Refusal], None] | None = None
+    #: Why it could not be held.
+    lost: Refusal | None = None
+
+    @property
+    def identity(self) -> tuple[str, Subject]:
+        """What it is counted under."""
+        return self.scope, self.subject
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two renewals."""
+        return self.seconds / RENEWALS
+
+
+class PlaceKeeper:
+    """Takes places and holds them, with one background thread in each process that has any.
+
+    The thread ends with the last place, and when nothing is left to be given back. Under gevent it
+    is a greenlet.
+
+    :param limiter: gives what grants the leases.
+    :param processes: how many processes share a limit while Redis is away.
+    """
+
+    def __init__(self, limiter: Callable[[], ConcurrencyLimiter], *, processes: int = 1) -> None:
+        self._limiter = limiter
+        self._processes = processes
+        self._lock = ProcessLock()
+        self._pid: int | None = None
+        self._held: dict[Place, None] = {}
+        self._counts: Counter[tuple[str, Subject]] = Counter()
+        #: Leases to be given back, and the monotonic time at which they are over anyway.
+        self._owed: dict[Lease, float] = {}
+        #: When that is tried again, and whether it was told that it is needed.
+        self._return_at = 0.0
+        self._told = False
+        self._running = False
+        self._wake = threading.Event()
+        self._next = 0.0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self, place: Place) -> Decision | None:
+        """Take a place for a connection, and hold it from now on.
+
+        :returns: ``None`` if it is taken, else the refusal.
+        :raises RedisUnavailable: if it cannot be told and the place's ``on_outage`` is ``deny``.
+        """
+        sent = time.monotonic()
+        share = None
+        what = place.subject, place.limit, place.seconds, place.scope
+        try:
+            answer = self.acquire(*what)
+        except RedisUnavailable:
+            if place.on_outage == "deny":
+                raise
+            if place.on_outage == "local":
+                share = max(1, place.limit // self._processes)
+            answer = self._limiter().lease(*what)
+            place.missed = True
+        if isinstance(answer, Decision):
+            return answer
+        place.lease = answer
+        place.due, place.until = sent + place.pause, sent + place.seconds
+        if self._hold(place, share):
+            return None
+        rate = Rate(place.limit, place.seconds, name="concurrency")
+        return Decision.of([RateState(rate, False, 0, place.seconds, place.seconds)])
+
+    def free(self, place: Place) -> None:
+        """Give a place back, now or when Redis answers again."""
+        if self._let_go(place):
+            self.release(place.lease)
+
+    def acquire(self, subject: Subject, limit: int, seconds: int, scope: str) -> Lease | Decision:
+        """Take a place that nobody renews; what it may have taken without an answer is given back.
+
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        """
+        limiter = self._limiter()
+        lease = limiter.lease(subject, limit, seconds, scope)
+        try:
+            return limiter.acquire(lease)
+        except CircuitOpen:
+            raise  # nothing was asked
+        except RedisUnavailable as error:
+            self._owe(lease, error)
+            raise
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back, now or when Redis answers again."""
+        try:
+            self._limiter().release(lease)
+        except RedisUnavailable as error:
+            self._owe(lease, error)
+
+    def recovered(self) -> None:
+        """Catch up at once with what could not be done while Redis was away."""
+        with self._lock:
+            if self._pid != os.getpid() or not self._running:
+                return
+            self._return_at = 0.0
+            for place in self._held:
+                if place.missed:
+                    place.due = 0.0
+            self._wake.set()
+
+    def _owe(self, lease: Lease, error: RedisUnavailable) -> None:
+        """Remember a lease that Redis may hold although nobody has it."""
+        with self._lock:
+            self._in_this_process()
+            if not self._owed:
+                self._return_at = time.monotonic() + RETURN_INTERVAL
+            self._owed[lease] = time.monotonic() + lease.seconds
+            if len(self._owed) > MOST_OWED:
+                del self._owed[next(iter(self._owed))]
+            told, self._told = self._told, True
+            self._wake.set()
+        if not told:
+            logger.warning(
+                "Places of concurrency limits cannot be freed until Redis is back (%s)",
+                error.reason,
+            )
+        self._start()
+
+    def _hold(self, place: Place, share: int | None) -> bool:
+        with self._lock:
+            self._in_this_process()
+            if share is not None and self._counts[place.identity] >= share:
+                return False
+            self._held[place] = None
+            self._counts[place.identity] += 1
+            if place.due < self._next:
+                self._wake.set()
+        if not self._start():  # nothing would renew it
+            self.free(place)
+            raise RedisUnavailable("CONCURRENCY RENEW", "limit-failed")
+        return True
+
+    def _let_go(self, place: Place) -> bool:
+        with self._lock:
+            if place not in self._held or self._pid != os.getpid():
+                return False
+            del self._held[place]
+            self._counts[place.identity] -= 1
+            if not self._counts[place.identity]:
+                del self._counts[place.identity]
+            if not self._held:
+                self._wake.set()
+        return True
+
+    def _in_this_process(self) -> None:
+        if self._pid != os.getpid():  # what a parent holds is renewed by the parent
+            self._pid, self._running, self._wake = os.getpid(), False, threading.Event()
+            self._held, self._counts, self._owed, self._told = {}, Counter(), {}, False
+
+    def _start(self) -> bool:
+        """Start the thread unless it runs; tell whether it does then."""
+        with self._lock:
+            start, self._running = not self._running, True
+        if start:
+            try:
+                threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
+            except RuntimeError as error:  # out of threads or memory
+                self._running = False
+                logger.error("No thread can be started that holds places: %s", error)
+                return False
+        return True
+
+    def _run(self) -> None:
+        while self._goes_on():
+            self._wake.wait(max(0.0, self._next - time.monotonic()))
+            try:
+                self._renew_due()
+                self._give_back()
+            except Exception:  # a bug: what it kept from being renewed is given up
+                logger.exception("Places of concurrency limits could not be renewed")
+                for place in [place for place in list(self._held) if place.due <= time.monotonic()]:
+                    self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            self._wake.clear()
+            if not self._owed:
+                self._told = False
+            self._running = bool(self._held or self._owed)
+            self._next = min((place.due for place in self._held), default=float("inf"))
+            if self._owed:
+                self._next = min(self._next, self._return_at)
+            return self._running
+
+    def _renew_due(self) -> None:
+        now = time.monotonic()
+        places = list(self._held)
+        if not any(place.due <= now for place in places):
+            return
+        due: dict[Lease, Place] = {}
+        for place in places:
+            if place.due <= now + place.pause * EARLY and self._lives(place):
+                due[place.lease] = place
+        for lease, answer, sent in self._limiter().renew(due):
+            self._answered(due[lease], answer, sent)
+
+    def _lives(self, place: Place) -> bool:
+        try:
+            if place.alive():
+                return True
+        except Exception:
+            logger.exception("It cannot be told whether the connection of a place is alive")
+            self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
+            return False
+        self.free(place)
+        return False
+
+    def _answered(
+        self, place: Place, answer: Decision | RedisUnavailable | None, sent: float
+    ) -> None:
+        if answer is None:
+            place.missed = False
+            place.due, place.until = sent + place.pause, sent + place.seconds
+            if place not in self._held:  # freed meanwhile, perhaps before it was renewed
+                self.release(place.lease)
+        elif isinstance(answer, Decision):  # it had expired, or Redis lost it, and others came
+            self._lose(place, RateLimitExceeded(answer))
+        else:
+            place.missed = True
+            place.due = time.monotonic() + place.pause
+            if place not in self._held:
+                self._owe(place.lease, answer)
+            elif place.on_outage == "deny" and place.due >= place.until:
+                self._lose(place, answer)
+
+    def _give_back(self) -> None:
+        now = time.monotonic()
+        if now < self._return_at:
+            return
+        with self._lock:
+            self._return_at = now + RETURN_INTERVAL
+            for lease in [lease for lease, over in self._owed.items() if over <= now]:
+                del self._owed[lease]
+            owed = list(self._owed)
+        for lease, answer, _ in self._limiter().release_all(owed):
+            if answer is None:
+                self._owed.pop(lease, None)
+
+    def _lose(self, place: Place, error: Refusal) -> None:
+        held = self._let_go(place)
+        if isinstance(error, RedisUnavailable):  # a renewal without an answer may have been made
+            self._owe(place.lease, error)
+        place.lost = error
+        if held and place.on_lost is not None:
+            try:
+                place.on_lost(error)
+            except Exception:
+                logger.exception("A connection that lost its place could not be closed")

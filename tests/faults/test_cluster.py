@@ -9,7 +9,9 @@ import redis
 
 from flask_redis_guard import RateLimiter, RedisUnavailable
 from flask_redis_guard.core.rates import parse_rates
+from flask_redis_guard.limiting.keys import KeyMaker
 from flask_redis_guard.limiting.plan import Charge
+from flask_redis_guard.limiting.slots import ConcurrencyLimiter
 from tests.support import ClusterSetup, RedisServer, eventually
 from tests.support.guarded import NEVER_OPENS, Guarded
 
@@ -156,3 +158,27 @@ def test_limits_hold_while_a_slot_moves(cluster_setup: ClusterSetup, guarded: Gu
     assert outcomes == [True, True, True, False]
     # The nodes have answered, each time.
     assert guarded.finished == [("EVALSHA", "success", None)] * 5
+
+
+def test_places_on_other_nodes_are_renewed_while_one_is_away(
+    cluster_setup: ClusterSetup, guarded: Guarded
+) -> None:
+    limiter = ConcurrencyLimiter(guarded.client, KeyMaker("guard:", None))
+    leases = [limiter.lease(str(number), 1) for number in range(300)]
+    assert {answer for _, answer, _ in limiter.renew(leases)} == {None}
+    # The script was unknown to each of three primaries.
+    assert len(guarded.finished) <= 6, guarded.finished
+    homes = {lease: cluster_setup.primary_of(lease.key.decode()) for lease in leases}
+    dying = homes[leases[0]]
+    dying.kill()
+    guarded.finished.clear()
+    answers = {lease: answer for lease, answer, _ in limiter.renew(leases)}
+    assert len(guarded.finished) == 3
+    for lease, answer in answers.items():
+        assert isinstance(answer, RedisUnavailable) == (homes[lease] is dying)
+
+    def renewed() -> bool:
+        return {answer for _, answer, _ in limiter.renew(leases)} == {None}
+
+    eventually(renewed, 20, "the promoted replica serves")
+    assert {answer for _, answer, _ in limiter.release_all(leases)} == {None}

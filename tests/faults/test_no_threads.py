@@ -17,7 +17,7 @@ import json, resource, sys, threading
 
 from flask import Flask
 from flask_redis_guard import RedisGuard, RedisUnavailable
-from flask_redis_guard.limiting.places import Place
+from flask_redis_guard.limiting.slots import Place
 from tests.support import eventually
 
 told = []

@@ -16,7 +16,7 @@ from flask_redis_guard.contrib.socketio.engine import limit_handshakes as limit_
 from flask_redis_guard.contrib.socketio.engine import protect, warn_of_proxy
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.limiting.places import Place, Refusal
+from flask_redis_guard.limiting.slots import Place, Refusal
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.websockets.policy import (

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from flask import Flask, current_app, request
 
 from flask_redis_guard.errors import ConfigurationError
-from flask_redis_guard.limiting.places import Place
+from flask_redis_guard.limiting.slots import Place
 from flask_redis_guard.runtime import current
 from flask_redis_guard.web.limits.declared import Rates
 from flask_redis_guard.web.limits.enforce import RequestLimits, enforce

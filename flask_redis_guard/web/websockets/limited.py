@@ -11,7 +11,7 @@ from wsproto.events import CloseConnection
 from wsproto.utilities import LocalProtocolError
 
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.limiting.places import Place, Refusal
+from flask_redis_guard.limiting.slots import Place, Refusal
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.websockets.pacing import PacedSocket
 from flask_redis_guard.web.websockets.policy import (

@@ -11,8 +11,7 @@ from typing import Any
 from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.events import LimitExceeded, RequestRefused
-from flask_redis_guard.limiting.places import Place, Refusal
-from flask_redis_guard.limiting.slots import MAX_CONCURRENT
+from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Place, Refusal
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import (
     UNAVAILABLE,
