@@ -14,6 +14,7 @@ from uuid import UUID
 from flask import current_app, request, session
 
 from flask_redis_guard.errors import ConfigurationError
+from flask_redis_guard.sessions.ids import user_tag
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -87,7 +88,11 @@ def subjects_named(key: Key, name: str, ipv6_prefix: int) -> list[tuple[str, ...
     space = "key" if callable(key) else key
     if space.startswith("header:"):
         space = f"header:{key.partition(':')[2].lower()}" if isinstance(key, str) else space
-    return [(space, kind, name) for kind in ("str", "int")]
+    named: list[tuple[str, ...]] = [(space, kind, name) for kind in ("str", "int")]
+    if space == "user" and name:
+        # Whom a session names, and not Flask-Login, is counted by what stands for them there.
+        named.append((space, "str", user_tag(name)))
+    return named
 
 
 def _check_subject(value: Any) -> None:
@@ -171,19 +176,24 @@ def _user() -> Any:
         from flask_login import current_user
 
         return current_user.get_id()
-    bound = getattr(session, "user_id", None)
-    if bound is None and not hasattr(session, "bind_user"):
-        raise LookupError("key='user' needs Flask-Login or a GuardedSessionInterface")
-    return bound
+    return _identity("key='user' needs Flask-Login or a GuardedSessionInterface").user
 
 
 def _session() -> Any:
-    """Return the id of a server-side session, if the request has one."""
-    if not hasattr(session, "sid"):
-        raise LookupError(
-            "key='session' needs server-side sessions: the cookie of Flask's own changes at will"
-        )
-    return session.sid
+    """Return the id of the server-side session that the request brought, if it is stored."""
+    return _identity(
+        "key='session' needs a GuardedSessionInterface: the cookie of Flask's own changes at will"
+    ).session_id
+
+
+def _identity(otherwise: str) -> Any:
+    """Return whose session the request brought; it takes the round trip that opens the session.
+
+    :raises LookupError: where sessions are not guarded.
+    """
+    if not hasattr(session, "identity"):
+        raise LookupError(otherwise)
+    return session.identity()
 
 
 def _warn_once(told: set[str], what: str, message: str) -> None:
