@@ -132,6 +132,23 @@ def token() -> Check:
     return Check(read, accepted, accepted)
 
 
+#: A header's name is a token (RFC 9110, section 5.6.2); no other is ever found in a request.
+NAMED_KEY = re.compile(r"address|user|session|header:[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+KEYS = "'address', 'user', 'session', 'header:NAME' or a callable"
+
+
+def subject_key() -> Check:
+    """Accept who is counted: one of the named subjects, or a callable."""
+
+    def read(value: Any) -> Any:
+        named = isinstance(value, str) and NAMED_KEY.fullmatch(value)
+        if not named and (not callable(value) or iscoroutinefunction(value)):
+            raise ValueError
+        return value
+
+    return Check(read, KEYS, KEYS)
+
+
 def function() -> Check:
     """Accept a callable, or None for none; the environment cannot name one.
 
@@ -262,6 +279,7 @@ class Settings:
     alert_timeout: float = _setting(15.0, number(0, YEAR), "s")
     rate_limit_headers: str = _setting("draft", choice("draft", "legacy", "both", "none"))
     default_limits: tuple[Rate, ...] = _setting((), rates())
+    default_key: Any = _setting("address", subject_key())
     ipv6_prefix: int = _setting(64, whole(1, 128), "bits")
     denial_cache_size: int = _setting(10_000, whole(0, 10_000_000), "refusals")
     session_max_bytes: int = _setting(65_536, whole(1), "bytes")

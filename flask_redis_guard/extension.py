@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 from flask import Blueprint, Flask, request_started
@@ -18,13 +18,18 @@ from flask_redis_guard.web import refusals
 from flask_redis_guard.web.alerts import Alerts
 from flask_redis_guard.web.cli import redis_guard_group
 from flask_redis_guard.web.health.routes import Authorization, health_blueprint
-from flask_redis_guard.web.limits import ratelimit
-from flask_redis_guard.web.limits.commands import limits_command, reset_command
-from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, Rates
+from flask_redis_guard.web.limits import enforce
+from flask_redis_guard.web.limits.commands import limit_commands
+from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, LimitOptions, Rates
+from flask_redis_guard.web.limits.resolve import Routes
 from flask_redis_guard.web.websockets import decorator as websockets
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from flask_redis_guard.web.metrics import Metrics
+
+T = TypeVar("T")
 
 
 class RedisGuard:
@@ -56,13 +61,13 @@ class RedisGuard:
         metrics = _install_metrics(guarded)
         _install_alerts(guarded)
         _check_from_the_first_request(guarded)
-        guarded.add(AppLimits(app, guarded.settings.default_limits, self._declared))
         app.extensions[EXTENSION] = guarded
         self._declared.claim()
         refusals.install(app, guarded.bus)
-        ratelimit.install(app)
-        websockets.install(app)
-        _mount(guarded, metrics)
+        limits = AppLimits(app, guarded.settings, self._declared)
+        routes = enforce.install(app, guarded, limits)
+        websockets.install(app, routes)
+        _mount(guarded, metrics, routes)
 
     @property
     def client(self) -> redis.Redis:
@@ -93,7 +98,9 @@ class RedisGuard:
         """The current app's rate limiter."""
         return runtime.current().limiter
 
-    def limit_app(self, rates: Rates, *, app: Flask | None = None, **options: Any) -> None:
+    def limit_app(
+        self, rates: Rates, *, app: Flask | None = None, **options: Unpack[LimitOptions]
+    ) -> None:
         """Limit every request but automatic ``OPTIONS``, static files and the health routes.
 
         URLs that match no route, or no static file, count as well.
@@ -104,7 +111,9 @@ class RedisGuard:
         """
         self._declared.limit_app(app, rates, options)
 
-    def limit_blueprint(self, blueprint: Blueprint, rates: Rates, **options: Any) -> None:
+    def limit_blueprint(
+        self, blueprint: Blueprint, rates: Rates, **options: Unpack[LimitOptions]
+    ) -> None:
         """Limit every request of a blueprint and of those nested in it, counted together.
 
         :param blueprint: the blueprint.
@@ -112,6 +121,17 @@ class RedisGuard:
         :raises ConfigurationError: for an argument that cannot be honoured.
         """
         self._declared.limit_blueprint(blueprint, rates, options)
+
+    def exempt(self, target: T) -> T:
+        """Exempt a view, a class of views or a blueprint from the limits of whole apps.
+
+        Limits of its own, and of its blueprint, go on applying. May be used as a decorator.
+
+        :param target: the view function, the view class or the blueprint with those nested in it.
+        :raises ConfigurationError: for anything else.
+        """
+        self._declared.exempt(target)
+        return target
 
     @property
     def sessions(self) -> SessionStore:
@@ -185,7 +205,7 @@ def _check_from_the_first_request(guarded: Runtime) -> None:
     guarded.add(_Receivers((request_began,)))
 
 
-def _mount(guarded: Runtime, metrics: Metrics | None) -> None:
+def _mount(guarded: Runtime, metrics: Metrics | None, routes: Routes) -> None:
     """Add the health routes and the commands to the app."""
     app, settings = guarded.app, guarded.settings
     if settings.health_url_prefix is not None:
@@ -206,8 +226,7 @@ def _mount(guarded: Runtime, metrics: Metrics | None) -> None:
             guarded.report,
             guarded.diagnose,
             guarded.monitor.check,
-            limits_command(app, guarded),
-            reset_command(app, guarded),
+            *limit_commands(app, guarded, routes),
             health_path=settings.health_url_prefix or "",
             token=settings.health_token,
         )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from redis import exceptions as errors
 
 from flask_redis_guard.core.breaker import Outcome
+from flask_redis_guard.errors import RedisUnavailable
 
 
 class Verdict(NamedTuple):
@@ -124,3 +125,21 @@ def judge_replies(replies: Iterable[object]) -> Verdict:
     """
     verdicts = (judge(reply) for reply in replies if isinstance(reply, BaseException))
     return next((v for v in verdicts if v.outcome is Outcome.FAILURE), _ANSWER)
+
+
+#: The reasons that say that Redis cannot serve; the others say something of this process.
+OUTAGES = frozenset(
+    {row.verdict.reason for row in TABLE if row.verdict.outcome is Outcome.FAILURE}
+    | {"circuit-open"}
+)
+
+
+def goes_on(error: RedisUnavailable, on_outage: str) -> bool:
+    """Tell whether a limit lets a request go on without Redis: only if Redis is away.
+
+    A used-up pool, which a client can bring about, is no outage.
+
+    :param error: why Redis gave no answer.
+    :param on_outage: what the limit says: ``deny``, or what stands in.
+    """
+    return on_outage != "deny" and error.reason in OUTAGES

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from redis.exceptions import SlotNotCoveredError
 
+from flask_redis_guard.client.outcomes import goes_on
 from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, read_lua
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
@@ -275,8 +276,8 @@ class PlaceKeeper:
         what = place.subject, place.limit, place.seconds, place.scope
         try:
             answer = self.acquire(*what)
-        except RedisUnavailable:
-            if place.on_outage == "deny":
+        except RedisUnavailable as error:
+            if not goes_on(error, place.on_outage):
                 raise
             if place.on_outage == "local":
                 share = max(1, place.limit // self._processes)

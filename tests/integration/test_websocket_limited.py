@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import requests
@@ -321,7 +321,7 @@ def test_signals_tell_limits_from_outages(own_server: RedisServer, serve: Serve)
 
 @pytest.mark.parametrize(("on_outage", "admitted"), [("allow", 4), ("local", 2)])
 def test_on_outage_counts_in_this_process_or_not_at_all(
-    nowhere: str, serve: Serve, on_outage: str, admitted: int
+    nowhere: str, serve: Serve, on_outage: Literal["allow", "local"], admitted: int
 ) -> None:
     app = echo_app(
         nowhere,

@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.runtime import of
-from flask_redis_guard.web.limits.declared import Limit, Rates
+from flask_redis_guard.web.limits.declared import Limit, OnOutage, Rates
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.subjects import Key
 from flask_redis_guard.web.websockets.pacing import PacedSocket
@@ -56,7 +56,7 @@ def limit_handshakes(
     *,
     key: Key = None,
     scope: str | None = None,
-    on_outage: str = "deny",
+    on_outage: OnOutage = "deny",
     shadow: bool = False,
 ) -> None:
     """Limit the handshakes of Engine.IO, which come before any namespace; after ``SocketIO(app)``.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from flask import current_app, request, session
+from flask import Request, current_app, request, session
 
+from flask_redis_guard.config import KEYS, NAMED_KEY, Settings
 from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.sessions.ids import user_tag
 
@@ -27,49 +27,53 @@ SUBJECTS = (
     *(ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network),
 )
 
-#: A header's name is a token (RFC 9110, section 5.6.2); no other is ever found in a request.
-_HEADER = re.compile(r"header:[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Addresses that a translator made of IPv4 ones (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
-NAMED = "'address', 'user', 'session', 'header:NAME' or a callable"
+
+def kind_of(key: Key) -> str:
+    """Return the space of subjects that a key gives, so that no header can pose as a user."""
+    if key is None:
+        return "address"
+    if callable(key):
+        return "key"
+    return key.lower()
 
 
-def check_key(key: Key) -> Key:
+def check_key(key: Any) -> None:
     """Check a ``key`` argument.
 
     :raises ConfigurationError: for what is neither a named subject nor callable.
     """
-    named = isinstance(key, str) and (
-        key in ("address", "user", "session") or _HEADER.fullmatch(key) is not None
-    )
-    if key is None or named or callable(key):
-        return key
-    raise ConfigurationError("key", key, NAMED)
+    named = isinstance(key, str) and NAMED_KEY.fullmatch(key)
+    if not (named or key is None or callable(key)):
+        raise ConfigurationError("key", key, KEYS)
 
 
-def subject_of(key: Key, ipv6_prefix: int) -> tuple[str, ...]:
+def subject_of(key: Key, settings: Settings) -> tuple[str, ...]:
     """Return who is counted in the current request.
 
-    Each kind of subject is a space of its own, so that no header can pose as a user. Where the key
-    gives nothing, the address is counted, again in a space of its own.
+    Each kind of subject is a space of its own. Where the key gives nothing, the address is counted,
+    again in a space of its own.
 
-    :param key: ``None`` and ``"address"`` count the client's address.
-    :param ipv6_prefix: the length of the network that an IPv6 address is counted by.
+    :param key: ``None`` is ``REDIS_GUARD_DEFAULT_KEY``: the client's address unless it says else.
+    :param settings: of the app.
     """
-    if key is None or key == "address":
-        return ("address", client_address(ipv6_prefix))
+    if key is None:
+        key = settings.default_key
+    if key == "address":
+        return ("address", client_address(settings.ipv6_prefix))
+    space = kind_of(key)
     if callable(key):
-        space, value = "key", key()
+        value = key()
     elif key == "user":
-        space, value = "user", _user()
+        value = _user()
     elif key == "session":
-        space, value = "session", _session()
+        value = _session()
     else:
-        header = key.partition(":")[2]
-        space, value = f"header:{header.lower()}", request.headers.get(header)
+        value = request.headers.get(key.partition(":")[2])
     if value is None or value == "" or value == b"":
-        return (f"no {space}", client_address(ipv6_prefix))
+        return (f"no {space}", client_address(settings.ipv6_prefix))
     _check_subject(value)
     # The type counts too: the user 1 is not the user "1" of another table.
     text = value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
@@ -154,13 +158,15 @@ def counted_address(raw: str, ipv6_prefix: int) -> str:
     return str(address)
 
 
-def warn_of_untrusted_proxy(told: set[str]) -> None:
+def warn_of_untrusted_proxy(asked: Request, told: set[str]) -> None:
     """Warn once where a proxy names the client but nothing was told to believe it.
 
+    :param asked: the request.
     :param told: what was warned of already.
     """
-    forwarded = "X-Forwarded-For" in request.headers or "Forwarded" in request.headers
-    if forwarded and "werkzeug.proxy_fix.orig" not in request.environ:
+    environ = asked.environ
+    forwarded = "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ
+    if forwarded and "werkzeug.proxy_fix.orig" not in environ:
         _warn_once(
             told,
             "proxy",

@@ -7,14 +7,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Flask, current_app, request
+from flask import Flask, request
 
 from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.limiting.slots import Place
 from flask_redis_guard.runtime import current
-from flask_redis_guard.web.limits.declared import Rates
+from flask_redis_guard.web.limits.declared import OnOutage, Rates
 from flask_redis_guard.web.limits.enforce import RequestLimits, enforce
-from flask_redis_guard.web.limits.resolve import MARK, marks_of
+from flask_redis_guard.web.limits.resolve import Routes, mark
 from flask_redis_guard.web.limits.subjects import Key
 from flask_redis_guard.web.websockets.pacing import PacedSocket
 from flask_redis_guard.web.websockets.policy import (
@@ -24,8 +24,6 @@ from flask_redis_guard.web.websockets.policy import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-POLICIES = "__redis_guard_websocket__"
 
 
 def websocket_limited(
@@ -37,7 +35,7 @@ def websocket_limited(
     messages: Rates | None = None,
     max_message_size: int | None = None,
     key: Key = None,
-    on_outage: str = "deny",
+    on_outage: OnOutage = "deny",
     shadow: bool = False,
     scope: str | None = None,
     lease: int = 60,
@@ -102,41 +100,44 @@ def websocket_limited(
         def admit(ws: Any) -> None:
             """Limit the connection, by checks that were made ahead or are made now."""
             ws.limit_size(policy)
-            scope = f"endpoint:{request.endpoint}"
             state = RequestLimits.current()
             limit = policy.connection_limit
             if limit is not None and (state is None or not state.covers(limit)):
-                enforce([(limit, scope)])
+                enforce([(limit, _scope_of(limit))])
             taken = _taken_ahead()
             if policy in taken:
                 place = taken.pop(policy)
             else:
-                place = policy.take_place(current(), scope, request.endpoint)
-            ws.admit(policy, scope, place)
+                place = policy.take_place(current(), _scope_of(policy), request.endpoint)
+            ws.admit(policy, _scope_of(policy), place)
 
         own = () if policy.connection_limit is None else (policy.connection_limit,)
-        setattr(handler, MARK, (*own, *getattr(function, MARK, ())))
-        setattr(handler, POLICIES, (policy, *getattr(function, POLICIES, ())))
+        mark(function, handler, *own, policy)
         return handler  # type: ignore[return-value]
 
     return decorate
 
 
+def _scope_of(declared: Any) -> str:
+    state = RequestLimits.current()
+    own = None if state is None else state.scope_of(declared)
+    return own or f"endpoint:{request.endpoint}"
+
+
 def check_ahead() -> None:
     """Take the places of a connection before it is upgraded."""
-    rule = request.url_rule
-    if rule is None or not rule.websocket or request.endpoint is None:
+    state = RequestLimits.current()
+    found = () if state is None or state.route is None else state.route.scopes
+    policies = [one for one in found if isinstance(one, ConnectionPolicy)]
+    if not policies:
         return
     runtime = current()
-    policies = marks_of(current_app.view_functions.get(request.endpoint), POLICIES)
-    if not policies or request.routing_exception is not None:
-        return
     warn_of_early_upgrade(runtime)
     taken = _taken_ahead()
     served = weakref.ref(request._get_current_object())  # type: ignore[attr-defined]
     for policy in policies:
         if not policy.defer:
-            place = policy.take_place(runtime, f"endpoint:{request.endpoint}", request.endpoint)
+            place = policy.take_place(runtime, _scope_of(policy), request.endpoint)
             taken[policy] = place
             if place is not None:  # a teardown function that fails hides the end of a request
                 place.alive = lambda: served() is not None
@@ -159,10 +160,11 @@ def _taken_ahead() -> dict[ConnectionPolicy, Place | None]:
     return own
 
 
-def install(app: Flask) -> None:
+def install(app: Flask, routes: Routes) -> None:
     """Put the checks into one app, right behind those of its rate limits.
 
     :param app: the app.
+    :param routes: the limits of its routes.
     """
-    app.before_request_funcs.setdefault(None, []).insert(1, check_ahead)
+    routes.add_check(lambda rule: rule.websocket, check_ahead)
     app.teardown_request(free_unused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
+from collections.abc import Hashable, Iterator
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,16 @@ from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Place, Refusal
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import (
     UNAVAILABLE,
+    Counted,
     Limit,
+    OnOutage,
     Rates,
     refusing_errors,
     unavailable,
 )
 from flask_redis_guard.web.limits.enforce import Charged, judge, refuse, work_out
 from flask_redis_guard.web.limits.resolve import check_function
-from flask_redis_guard.web.limits.subjects import Key, subject_of
+from flask_redis_guard.web.limits.subjects import Key, kind_of, subject_of
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -54,7 +57,7 @@ class ConnectionPolicy:
     messages: InitVar[Rates | None] = None
     max_message_size: int | None = None
     key: Key = None
-    on_outage: str = "deny"
+    on_outage: OnOutage = "deny"
     shadow: bool = False
     scope: str | None = None
     lease: int = 60
@@ -77,6 +80,7 @@ class ConnectionPolicy:
                 scope=self.scope,
                 defer=self.defer,
             )
+            limit = replace(limit, kind=f"{name.partition('_')[0]}s")
             object.__setattr__(self, name, None if rates is None else limit)
         concurrent, size = self.concurrent, self.max_message_size
         if concurrent is not None and (
@@ -92,6 +96,39 @@ class ConnectionPolicy:
         if size is not None and (type(size) is not int or size < 1):
             raise ConfigurationError("max_message_size", size, "bytes, or None")
 
+    def counted(self, scope: str) -> Iterator[Counted]:
+        """Return what the command line shows; new connections have a limit of their own.
+
+        :param scope: what is counted where none was declared.
+        """
+        own = scope if self.scope is None else f"scope:{self.scope}"
+        extras = {"on_outage": self.on_outage, "shadow": self.shadow}
+        if self.concurrent is not None:
+            text = f"{self.concurrent} at once"
+            held = {"lease": self.lease, **extras}
+            yield Counted("at once", text, self.key, own, places=self.concurrent, extras=held)
+        if self.message_limit is not None:
+            yield from (
+                counted._replace(scope=f"messages:{counted.scope}")
+                for counted in self.message_limit.counted(scope)
+            )
+        if self.max_message_size is not None:
+            yield Counted("message size", f"{self.max_message_size} bytes", self.key, "")
+
+    def spaces(self, default_key: Key) -> set[Hashable]:
+        """Return what the counters are named by beside the scope."""
+        if self.scope is not None:
+            return set()
+        kind = kind_of(self.key or default_key)
+        found: set[Hashable] = set()
+        if self.message_limit is not None:
+            found |= {("messages", space) for space in self.message_limit.spaces(default_key)}
+        if self.concurrent is not None:
+            found.add(("places", kind, self.concurrent))
+        return found
+
+    clashes = spaces
+
     def take_place(self, runtime: Runtime, scope: str, endpoint: str | None) -> Place | None:
         """Take one of the places of the current request's subject, if they are limited.
 
@@ -103,7 +140,7 @@ class ConnectionPolicy:
         if self.concurrent is None:
             return None
         with refusing_errors():
-            subject = subject_of(self.key, runtime.settings.ipv6_prefix)
+            subject = subject_of(self.key, runtime.settings)
         place = Place(
             subject,
             self.concurrent,
@@ -114,6 +151,8 @@ class ConnectionPolicy:
         try:
             refused = runtime.places.take(place)
         except RedisUnavailable as error:
+            if self.shadow:
+                return None
             raise unavailable(error)  # noqa: B904 - the same one
         if refused is None:
             return place

@@ -164,22 +164,51 @@ def test_limits_above_hooks_and_error_handlers_apply(make_app: Make) -> None:
     assert made.codes("/", 2) == [200, 429]
 
 
-def test_a_function_limited_elsewhere_is_free_where_it_is_registered_as_it_is(
+def test_whichever_function_an_app_registers_its_limits_apply(
     make_app: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     def view() -> str:
         return "in"
 
     one, two = make_app(), make_app(REDIS_GUARD_KEY_PREFIX="two:")
+    one.app.add_url_rule("/before", "before", view)
     limited = rate_limited("1/minute")(view)
     one.app.add_url_rule("/", "index", limited)
-    one.app.add_url_rule("/free", "free", view)
     two.app.add_url_rule("/", "index", view)
-    assert one.codes("/", 2) == [200, 429]
-    assert one.codes("/free", 3) == [200] * 3
-    assert caplog.text.count("its route knows nothing") == 1
-    assert "'free'" in caplog.text
-    assert two.codes("/", 3) == [200] * 3
+    assert one.codes("/", 2) == one.codes("/before", 2) == two.codes("/", 2) == [200, 429]
+    assert "endpoint:before" in caplog.text
+
+
+def test_two_limited_forms_of_one_function_are_two_limits(make_app: Make) -> None:
+    made = make_app()
+
+    def view() -> str:
+        return "in"
+
+    made.app.add_url_rule("/three", "three", rate_limited("3/minute")(view))
+    made.app.add_url_rule("/one", "one", rate_limited("1/minute")(view))
+    assert made.codes("/three", 4) == [200, 200, 200, 429]
+    assert made.codes("/one", 2) == [200, 429]
+
+
+def test_a_helper_that_a_decorator_closes_over_is_not_limited_as_a_hook(make_app: Make) -> None:
+    made = make_app()
+
+    @made.app.before_request
+    def authenticate() -> None:
+        return None
+
+    def checked(view: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper() -> Any:
+            authenticate()
+            return view()
+
+        return wrapper
+
+    made.app.add_url_rule("/", "index", rate_limited("1/minute")(_of_another_module(checked(str))))
+    made.app.add_url_rule("/free", "free", lambda: "free")
+    assert made.codes("/free", 3) == [200] * 3
+    assert made.codes("/", 2) == [200, 429]
 
 
 @pytest.mark.parametrize(
