@@ -52,6 +52,7 @@ KEYS: dict[str, tuple[Any, str, Any, list[Any]]] = {
         (Rate(9, 3600), Rate(2, 1)),
         ["often", "0/minute", "5/fortnight", 5, ["x"]],
     ),
+    "REDIS_GUARD_DEFAULT_KEY": ("address", "user", "user", ["cookie", "", 5, None, "header: X"]),
     "REDIS_GUARD_IPV6_PREFIX": (64, "56", 56, [*WHOLE_BAD, 129]),
     "REDIS_GUARD_DENIAL_CACHE_SIZE": (10_000, "0", 0, [x for x in WHOLE_BAD if x != 0]),
     "REDIS_GUARD_SESSION_MAX_BYTES": (65_536, "1024", 1024, WHOLE_BAD),
