@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import redis
 
 from tests.support import ClusterSetup, SentinelSetup, eventually
@@ -30,6 +32,29 @@ def test_cluster_promotes_a_replica() -> None:
         eventually(setup.settled, 15, "the fail-over")
         assert setup.primary_of("k") is not first
         assert setup.client().get("k") == "v"
+
+
+def test_cluster_comes_up_though_a_node_gets_no_turn_for_a_while() -> None:
+    setup = ClusterSetup()
+    done = threading.Event()
+
+    def starve() -> None:
+        eventually(lambda: all(server.alive for server in setup.servers), 30)
+        while not done.wait(0.05):
+            setup.servers[-1].pause()
+            done.wait(1.5)  # longer than the node timeout that the cluster has in the end
+            setup.servers[-1].resume()
+
+    starving = threading.Thread(target=starve)
+    starving.start()
+    try:
+        with setup:
+            done.set()
+            starving.join()
+            assert setup.settled()
+    finally:
+        done.set()
+        starving.join()
 
 
 def test_protected_sentinels_and_cluster_take_their_passwords() -> None:

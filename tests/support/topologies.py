@@ -14,6 +14,8 @@ from tests.support.waiting import eventually
 SLOTS = 16_384
 #: The user, and its password, as whom replicas and sentinels log in at data servers.
 PEERS = "peers"
+#: The node timeout of a cluster that is being set up.
+PATIENT_MS = 15_000
 # A replica does not wait for others to join its first synchronisation.
 REPLICATION = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 
@@ -180,6 +182,9 @@ class SentinelSetup(_Topology):
 class ClusterSetup(_Topology):
     """A cluster of primaries with one replica each; a dead primary is replaced in seconds.
 
+    The nodes are patient until all is set up: on a busy machine one that gets no turn for longer
+    than ``node_timeout_ms`` would be forgotten in the middle of its handshake, for good.
+
     :param primaries: how many; at least three, or no majority can vote after a death.
     :param password: of every node.
     """
@@ -192,10 +197,11 @@ class ClusterSetup(_Topology):
             **REPLICATION,
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
-            "cluster-node-timeout": node_timeout_ms,
+            "cluster-node-timeout": PATIENT_MS,
             **({"masterauth": f'"{password}"'} if password else {}),
         }
         self.primary_count = primaries
+        self.node_timeout_ms = node_timeout_ms
         self.servers = [
             RedisServer(password=password, options=options) for _ in range(2 * primaries)
         ]
@@ -214,11 +220,14 @@ class ClusterSetup(_Topology):
             self._ask(server, "SET-CONFIG-EPOCH", epoch)
         for server in self.servers[1:]:
             self._ask(server, "MEET", "127.0.0.1", self.servers[0].port)
-        eventually(lambda: self._all_know(len(self.servers)), 20, "every node knows all others")
+        eventually(self._all_know, 60, "every node knows all others")
         replicas = self.servers[self.primary_count :]
         for primary, replica in zip(primaries, replicas, strict=True):
             self._ask(replica, "REPLICATE", self._ask(primary, "MYID"))
-        eventually(self.settled, 20, "cluster_state:ok and the replicas in sync")
+        eventually(self.settled, 60, "cluster_state:ok and the replicas in sync")
+        for server in self.servers:
+            with server.client() as client:
+                client.config_set("cluster-node-timeout", self.node_timeout_ms)
 
     @property
     def url(self) -> str:
@@ -262,8 +271,13 @@ class ClusterSetup(_Topology):
         alive = sum(node.alive for node in self.servers)
         return primaries == self.primary_count and replicas == alive - primaries
 
-    def _all_know(self, count: int) -> bool:
-        return all(f"cluster_known_nodes:{count}" in self._ask(s, "INFO") for s in self.servers)
+    def _all_know(self) -> bool:
+        """Whether every node knows all others by name: one in its handshake has none yet."""
+        for server in self.servers:
+            nodes = self._ask(server, "NODES").splitlines()
+            if len(nodes) != len(self.servers) or any("handshake" in node for node in nodes):
+                return False
+        return True
 
     def _ask(self, server: RedisServer, *words: str | int) -> str:
         with server.client() as client:
