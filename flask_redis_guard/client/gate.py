@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
-from flask_redis_guard.client.outcomes import Verdict, judge, judge_replies
+from flask_redis_guard.client.outcomes import BUSY, Verdict, judge, judge_replies
 from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
 from flask_redis_guard.events import Bus, CallBegan, CallFinished, CallRefused, RedisFailed
@@ -130,10 +130,12 @@ class Gate:
         :returns: what the caller is to see: ``exc`` itself, or a ``RedisUnavailable`` for it.
         """
         verdict = self._judge(exc)
+        if verdict.reason == "timeout" and operation.was_away:
+            verdict = BUSY
         if isinstance(exc, RedisUnavailable) or verdict.reason is None:
             self._end(operation, verdict.outcome, exc)
             return exc
-        kind = RedisTimeout if verdict.reason == "timeout" else RedisUnavailable
+        kind = RedisTimeout if verdict.reason in ("timeout", "worker-busy") else RedisUnavailable
         error = kind(operation.name, verdict.reason)
         error.__cause__ = exc
         self._settle(operation, verdict.outcome, error, error.wait)

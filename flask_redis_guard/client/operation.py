@@ -6,9 +6,10 @@ import contextlib
 import os
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 from flask_redis_guard.core.breaker import Permit
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
 
 INFINITE = float("inf")
 
-#: How often an operation may read, after its deadline, what has arrived already: megabytes, yet a
-#: server that never stops talking keeps nobody.
+#: How often an operation may read, once it has lasted longer than it may wait, what has arrived
+#: already: megabytes, yet a server that never stops talking keeps nobody.
 _LATE_READS = 64
+
+#: Waits are cut into parts, so that it shows how late this process came back from each.
+_PARTS = 8
+
+#: The longest part in seconds, where a command may block for long.
+_LONGEST = 1.0
 
 _current: ContextVar[Operation | None] = ContextVar("redis_guard_operation", default=None)
 
@@ -47,8 +54,22 @@ class Trust:
         self.revoked = False
 
 
+def _computing() -> float:
+    """Return a clock that goes while other greenlets of this thread compute.
+
+    With threads there is none: each of them is woken when its wait is over, and how late it got
+    its turn shows in the wait itself.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    return thread_time() if monkey is not None and monkey.is_module_patched("socket") else 0.0
+
+
 class Operation:
-    """What the guard knows of a call in progress; every layer below finds it by :func:`current`.
+    """What the guard knows of a call in progress.
+
+    Only Redis's time counts: an operation may *wait* so many seconds in all, for a connection, for
+    the network and for replies. What this process does meanwhile with other greenlets or threads,
+    and time in which it does not run at all, is no waiting for Redis.
 
     :param gate: whose operation it is. Inside one gate's operation another gate's client may be
         used (a credential provider that asks a second Redis): that takes a permit of its own.
@@ -63,18 +84,21 @@ class Operation:
         "_final",
         "_late_reads",
         "_outer",
+        "allowance",
+        "away",
         "broken",
-        "deadline",
         "gate",
         "in_memory",
         "name",
         "owner",
+        "part",
         "patience",
         "permit",
         "settled",
         "split",
         "started",
         "trust",
+        "waited",
     )
 
     def __init__(self, gate: Gate, name: str, timeout: float, permit: Permit | None) -> None:
@@ -83,9 +107,14 @@ class Operation:
         self.permit = permit
         #: Whether the development store serves this operation instead of Redis.
         self.in_memory = permit is None
-        self.started = time.monotonic()
-        self.deadline = self.started + timeout
-        #: Seconds by which a blocking command that was sent may exceed the deadline.
+        self.started = monotonic()
+        #: Seconds that it may wait in all.
+        self.allowance = timeout
+        #: Seconds that it has waited, and those in which this process was not there to be answered.
+        self.waited = self.away = 0.0
+        #: The longest single wait, in seconds.
+        self.part = timeout / _PARTS
+        #: Seconds by which a blocking command that was sent may exceed its allowance.
         self.patience = 0.0
         #: Whether the breaker has been told how it ended; an operation has one outcome.
         self.settled = False
@@ -100,14 +129,54 @@ class Operation:
         self._entered = False
         self._late_reads = 0
         self._candidates = 0
-        self._final = self.deadline
+        self._final = timeout
 
     def remaining(self) -> float:
-        """Return the seconds left; negative when the deadline has passed."""
-        return self.deadline + self.patience - time.monotonic()
+        """Return the seconds that it may still wait; negative when they are used up."""
+        return self.allowance + self.patience - self.waited
 
-    def may_read_late(self) -> bool:
-        """Whether to look once more for a reply, without waiting, when the deadline has passed."""
+    def next_part(self) -> float:
+        """Return how long the next single wait may be; 0 when no time is left."""
+        left = self.remaining()
+        return max(0.0, min(left, max(self.part, min(left / _PARTS, _LONGEST))))
+
+    def count(self, began: float, asked: float, computing: float | None = None) -> None:
+        """Take a wait off the allowance: as much of it as this process was there.
+
+        :param began: when, on the monotonic clock.
+        :param asked: how long it was to be at most; what exceeds it was not Redis's time.
+        :param computing: what :func:`_computing` told then.
+        """
+        elapsed = monotonic() - began
+        idle = elapsed if computing is None else elapsed - (_computing() - computing)
+        # A part counts always, so that a process that never rests does not wait for ever.
+        counted = min(asked, max(idle, elapsed / _PARTS))
+        self.waited += counted
+        self.away += elapsed - counted
+
+    def wait(self, ready: Callable[[float], object]) -> bool:
+        """Wait until something is ready; who was woken late looks once more.
+
+        :param ready: waits so many seconds at most, and tells whether it is ready.
+        :returns: false when the time is used up.
+        """
+        while asked := self.next_part():
+            began, computing = monotonic(), _computing()
+            done = ready(asked)
+            self.count(began, asked, computing)
+            if done:
+                return True
+        return bool(ready(0))
+
+    @property
+    def was_away(self) -> bool:
+        """Whether this process was away for longer than it waited: it cannot blame Redis."""
+        return self.away > self.waited
+
+    def may_read(self, now: float) -> bool:
+        """Whether to read on at a time; a server that never stops talking keeps nobody."""
+        if now - self.started <= self.allowance + self.patience:
+            return True
         self._late_reads += 1
         return self._late_reads <= _LATE_READS
 
@@ -120,18 +189,18 @@ class Operation:
         if self._candidates:
             yield
             return
-        final, self._candidates = self.deadline, candidates
+        final, self._candidates = self.allowance, candidates
         self._final = final
         try:
             yield
         finally:
-            self.deadline, self._candidates = final, 0
+            self.allowance, self._candidates = final, 0
 
     def next_share(self) -> None:
-        """While sharing, set the deadline to a third of what is left, or an even share of it."""
+        """While sharing, allow a third of what is left, or an even share of it."""
         if self._candidates:
-            now = time.monotonic()
-            self.deadline = now + (self._final - now) / min(self._candidates + 1, 3)
+            left = self._final - self.waited
+            self.allowance = self.waited + left / min(self._candidates + 1, 3)
             self._candidates = max(1, self._candidates - 1)
 
     @property
@@ -171,22 +240,48 @@ def current(gate: Gate) -> Operation | None:
 class DeadlineLock:
     """A lock held across I/O: one waits for it no longer than for Redis itself.
 
-    Reentrant; made anew in every process and once gevent has patched threads.
+    Reentrant, and free again whatever a signal handler raises in whichever line: who holds it is
+    told by one atomic assignment, and a generator that is dropped runs its ``finally``.
 
     :param gate: whose operations wait for it.
     """
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._locks: dict[object, Any] = {}
+        self._holders: dict[int, tuple[object]] = {}  # by process: a fork holds nothing
+        self._waiting: deque[Any] = deque()
 
-    def __enter__(self) -> None:
-        key = (os.getpid(), threading.RLock)
-        lock = self._locks.get(key) or self._locks.setdefault(key, threading.RLock())
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it.
+
+        :raises TimeoutError: if others held it until the operation's time was used up.
+        """
+        pid, holder = os.getpid(), (_whoami(),)
+        if self._holders.get(pid) == holder:
+            yield
+            return
+        try:
+            self._take(pid, holder)
+            yield
+        finally:
+            if self._holders.get(pid) is holder:
+                del self._holders[pid]
+            with contextlib.suppress(IndexError, RuntimeError):
+                self._waiting.popleft().release()
+
+    def _take(self, pid: int, holder: tuple[object]) -> None:
         operation = current(self._gate)
-        left = INFINITE if operation is None else operation.remaining()
-        if not lock.acquire(timeout=-1 if left == INFINITE else max(0.0, left)):
-            raise TimeoutError("the operation's deadline has passed")
+        turn = threading.Lock()
+        turn.acquire()
 
-    def __exit__(self, *_: object) -> None:
-        self._locks[(os.getpid(), threading.RLock)].release()
+        def ready(seconds: float) -> bool:
+            if self._holders.setdefault(pid, holder) is holder:
+                return True
+            self._waiting.append(turn)
+            turn.acquire(timeout=seconds)
+            return self._holders.setdefault(pid, holder) is holder
+
+        while not (ready(_LONGEST) if operation is None else operation.wait(ready)):
+            if operation is not None:
+                raise TimeoutError("the operation's time is used up")

@@ -41,6 +41,10 @@ def _failure(reason: str) -> Verdict:
 
 _ANSWER = Verdict(Outcome.SUCCESS, None)
 _MISUSE = Verdict(Outcome.NEUTRAL, None)
+_NOT_SENT = Verdict(Outcome.NEUTRAL, "not-sent")
+#: Of a timeout in an operation during most of which this process did not run.
+BUSY = Verdict(Outcome.NEUTRAL, "worker-busy")
+_CROWDED = Verdict(Outcome.NEUTRAL, "max-clients")
 _SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
 
 _FAILOVER = Verdict(Outcome.NEUTRAL, "failover")
@@ -52,6 +56,7 @@ _UNREACHABLE = "Redis Cluster cannot be connected"
 TABLE: tuple[Row, ...] = (
     Row(errors.ConnectionError, "No connection available", _SATURATED, "our own pool is used up"),
     Row(errors.ConnectionError, "Too many connections", _SATURATED, "our own pool is used up"),
+    Row(errors.ConnectionError, "While others serve", _CROWDED, "other connections are served"),
     Row(errors.RedisError, "max number of clients", _failure("max-clients"), "nobody gets in"),
     Row(errors.AuthenticationError, "", _failure("authentication"), "nobody gets in"),
     Row(errors.AuthorizationError, "", _failure("authentication"), "nobody gets in"),
@@ -80,6 +85,7 @@ TABLE: tuple[Row, ...] = (
     Row(errors.ResponseError, "", _ANSWER, "WRONGTYPE, NOSCRIPT, NOPERM, MOVED, CROSSSLOT ..."),
     Row(errors.WatchError, "", _ANSWER, "somebody else was first"),
     Row(errors.LockError, "", _ANSWER, "somebody else holds the lock"),
+    Row(errors.TimeoutError, "Not sent", _NOT_SENT, "a new connection took too long to use"),
     Row(errors.TimeoutError, "", _failure("timeout"), "the deadline passed"),
     Row(errors.InvalidResponse, "", _failure("protocol"), "what speaks there is no Redis"),
     Row(errors.ConnectionError, "", _failure("connection"), "refused, reset or closed"),

@@ -131,7 +131,7 @@ def test_waiting_for_a_free_connection_ends_at_the_deadline(redis_server: RedisS
     got: list[Any] = []
     waiter = threading.Thread(target=lambda: got.append(guarded.client.ping()))
     waiter.start()
-    eventually(lambda: pool._waiting == 1, message="somebody waits")
+    eventually(lambda: pool.waiting == 1, message="somebody waits")
     pool.release(held.pop())
     waiter.join(5)
     assert got == [True]

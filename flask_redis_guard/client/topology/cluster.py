@@ -100,7 +100,7 @@ class GuardedCluster(redis.RedisCluster):
             if self.nodes_manager.stale:
                 self.nodes_manager.initialize()
             return
-        with self._building:
+        with self._building.held():
             # While it builds, the same thread comes here again, and finds the lock its own.
             if here not in (self._built_in, self._under_way):
                 self._under_way = here

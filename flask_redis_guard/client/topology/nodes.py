@@ -103,7 +103,7 @@ class NodesMap(NodesManager):
         if operation.remaining() <= 0:
             raise TimeoutError("the operation's deadline has passed")
         seen = self.refreshed
-        with self.refreshing, operation.sharing(len(self.startup_nodes) or 1):
+        with self.refreshing.held(), operation.sharing(len(self.startup_nodes) or 1):
             if self.refreshed != seen:
                 return  # while we waited for our turn
             # redis-py 5 forgets each node that fails, and with the last one how to come back.

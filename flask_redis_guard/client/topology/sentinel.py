@@ -31,6 +31,7 @@ from redis.utils import str_if_bytes
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.operation import Operation, Trust, current
 from flask_redis_guard.client.transport.connections import (
+    Greeting,
     GuardedConnection,
     TCPConnection,
     TLSConnection,
@@ -463,7 +464,7 @@ class SentinelManaged(GuardedConnection):
         return super().is_clean and not self.leads_elsewhere
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
-        if self._sock is not None:
+        if self._sock is not None and not self.is_greeting:
             return
         self._ready = False
         try:
@@ -471,11 +472,10 @@ class SentinelManaged(GuardedConnection):
         finally:
             self._ready = True
 
-    def _connect(self) -> Any:
+    def locate(self) -> None:
         self._watches = False
         self.view = view = self.sentinels.primary()
         self.host, self.port = view.address
-        return super()._connect()
 
     def renew(self) -> None:
         if self.leads_elsewhere:
@@ -499,19 +499,18 @@ class SentinelManaged(GuardedConnection):
                     raise redis_errors.ConnectionError("Failover: what was watched is gone")
         super().send_packed_command(command, check_health)
 
-    def verify(self) -> None:
+    def greetings(self) -> list[Greeting]:
         """Make sure that it is a primary: sentinels may name a server that they demote just now.
 
-        :raises redis.ConnectionError: if it says that it is a replica.
+        A command may follow at once: the reply to it is not believed if a replica gave it.
         """
-        super().verify()
-        self.send_command("ROLE")
-        try:
-            role = self.read_response()
-        except redis_errors.ResponseError:
-            return  # the user may not ask; a write to a replica tells as well
-        if isinstance(role, list) and str_if_bytes(role[0]) != "master":
-            raise redis_errors.ConnectionError("No master found: a replica answers there")
+        # A user who may not ask is not told; a write to a replica tells as well.
+        return [*super().greetings(), Greeting(("ROLE",), _expect_primary, harmless=True)]
+
+
+def _expect_primary(role: Any) -> None:
+    if isinstance(role, list) and str_if_bytes(role[0]) != "master":
+        raise redis_errors.ConnectionError("No master found: a replica answers there")
 
 
 class SentinelTCPConnection(SentinelManaged, TCPConnection):
@@ -527,11 +526,10 @@ class SentinelPool(GuardedPool):
 
     sentinels: Sentinels
 
-    def _checked_out(self, command_name: Any) -> Any:
-        operation = current(self.gate)
-        if operation is not None:
-            self.sentinels.admit(operation)
-        connection = super()._checked_out(command_name)
+    def take(self, operation: Operation) -> Any:
+        """Take a connection to the primary, unless that is in doubt."""
+        self.sentinels.admit(operation)
+        connection = super().take(operation)
         connection._watches = False
         if connection.leads_elsewhere:
             try:

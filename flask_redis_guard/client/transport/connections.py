@@ -9,20 +9,51 @@ that are owed are counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from redis import exceptions as redis_errors
+from redis._parsers import _RESP2Parser, _RESP3Parser
 from redis.connection import Connection, DefaultParser, UnixDomainSocketConnection
+from redis.utils import str_if_bytes
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.transport.commands import blocking_seconds, is_lasting
-from flask_redis_guard.client.transport.sockets import DeadlineSocket, bounded
+from flask_redis_guard.client.transport.names import NAMES
+from flask_redis_guard.client.transport.sockets import DeadlineSocket, Step, dial, is_ready
 from flask_redis_guard.client.transport.tls import CertifiedConnection
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
+
+
+#: What redis-py's own parser raises for what is no RESP: numbers that are none, endless nesting.
+_UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError)
+
+
+def _expect_ok(reply: Any) -> None:
+    if str_if_bytes(reply) != "OK":
+        raise redis_errors.ConnectionError("Handshake refused")
+
+
+def _ignore(_: Any) -> None:
+    """Nothing depends on the reply."""
+
+
+class Greeting(NamedTuple):
+    """One command of the handshake, and what is done with its reply."""
+
+    words: tuple[Any, ...]
+    #: Called with the reply; raises where the connection may not be used.
+    check: Callable[[Any], object]
+    #: Whether a command may follow before the reply is known: an error harms nobody.
+    harmless: bool = False
 
 
 class GuardedConnection:
@@ -31,86 +62,316 @@ class GuardedConnection:
     gate: Gate  # set on the subclass that each client makes for itself
     borrowed: Operation | None = None  # of a caller that took the connection without an operation
     holder: Operation | None = None  # the operation that took it out of the pool
+    is_out = False  #: whether it is taken out of its pool
+    #: Tells whether other connections of its pool are connected.
+    has_company: Callable[[Any], bool] = staticmethod(lambda connection: False)
+    #: The handshake that a server has accepted from a connection of this class.
+    accepted: ClassVar[tuple[Any, ...] | None] = None
     _sock: Any
     can_read: Callable[..., bool]
     _owed = 0
     _packed = 0
     _blocking = 0.0
-    _connecting = False
     _demoted = False
     _altered = False
+    _dialling: Generator[Step, None, Any] | None = None  # begun, and not yet connected
+    _awaited: Step | None = None
+    _begun = 0.0
+    _distance = 0.0  # seconds that connecting took: at least one round trip
+    _greetings: deque[Greeting] | None = None  # sent, and not yet answered
+    _greeted: tuple[Any, ...] = ()  # their words
+    # What redis-py's classes give:
+    _connect_callbacks: list[Any]
+    _command_packer: Any
+    _error_message: Callable[[Any], str]
+    _parser: Any
+    _reset_himport_state: Callable[[], None]
     _socket_timeout: float | None = None
-    _socket_connect_timeout: float | None = None
+    check_health: Callable[[], None]
+    client_name: Any
+    credential_provider: Any
+    db: Any
+    health_check_interval: Any
+    host: Any
+    password: Any
+    pid: int
+    port: Any
+    protocol: Any
+    redis_connect_func: Any
+    set_parser: Callable[[Any], None]
+    socket_keepalive: Any
+    socket_keepalive_options: Any
+    socket_type: Any
+    username: Any
 
     def operation(self) -> Operation | None:
         """Return the operation in progress on this connection."""
         operation = current(self.gate) or self.borrowed
         return None if operation is None or operation.settled else operation
 
-    # redis-py reads these two while it connects, address by address, and for the TLS handshake.
-
-    @property
-    def socket_timeout(self) -> float | None:
-        return self._remaining() if self._connecting else self._socket_timeout
-
-    @socket_timeout.setter
-    def socket_timeout(self, seconds: float | None) -> None:
-        self._socket_timeout = seconds
-
-    @property
-    def socket_connect_timeout(self) -> float | None:
-        return self._remaining() if self._connecting else self._socket_connect_timeout
-
-    @socket_connect_timeout.setter
-    def socket_connect_timeout(self, seconds: float | None) -> None:
-        self._socket_connect_timeout = seconds
-
-    def _left(self) -> float:
-        operation = self.operation()
-        return self.gate.timeout if operation is None else operation.remaining()
-
-    def _remaining(self) -> float:
-        left = self._left()
-        if left <= 0:
-            raise TimeoutError("the operation's deadline has passed")
-        return left
-
     def connect(self, *args: Any, **kwargs: Any) -> None:
-        """Connect unless connected; a connection that is not ready afterwards is closed."""
-        if self._sock is not None:
+        """Connect unless connected.
+
+        Where the time is used up on the way, whoever comes next goes on from there. After any
+        other error it is closed.
+        """
+        if self._sock is not None and (not self._greetings or self._may_follow()):
             return
-        if self.operation() is None:  # a held connection, such as a subscriber's, comes back
+        operation = self.operation()
+        if operation is None:  # a held connection, such as a subscriber's, comes back
             self.gate.run("CONNECT", self.connect)
             return
-        self._owed = 0
         try:
-            super().connect(*args, **kwargs)  # type: ignore[misc]
-            self.verify()
-            self._altered = False  # by the handshake it is what everybody expects
-        except redis_errors.ResponseError as exc:
-            self.disconnect()
-            if judge(exc).reason is not None:
-                raise
-            raise redis_errors.ConnectionError("Handshake refused") from exc
+            if self._sock is None:
+                self._connect_socket(operation)
+                self._greet()
+            elif self._is_overdue(operation):
+                self.disconnect()
+                self.connect()
+            self._sock.operation = operation
+            if not self._may_follow():
+                self._settle_greetings()
+        except redis_errors.TimeoutError:
+            raise
         except BaseException:
             self.disconnect()
             raise
 
-    def verify(self) -> None:
-        """Check whom a new connection leads to; any exception closes it."""
+    def connect_check_health(self, *_: Any, **__: Any) -> None:
+        self.connect()
 
-    def _connect(self) -> DeadlineSocket:
-        self._connecting = True
+    def locate(self) -> None:
+        """Find out where to connect to; called before each new attempt."""
+
+    def addresses(self, operation: Operation) -> list[Any]:
+        """Return the addresses to try, as :func:`socket.getaddrinfo` does."""
+        host, port, family = self.host, self.port, self.socket_type
+        return NAMES.addresses(host, port, family, operation)
+
+    def prepare(self, sock: Any) -> None:
+        """Set a new socket's options."""
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.socket_keepalive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in self.socket_keepalive_options.items():
+                sock.setsockopt(socket.IPPROTO_TCP, name, value)
+
+    def secure(self, sock: Any, seconds: float) -> Generator[Step, None, Any]:
+        """Make a connected socket one that can be used, in steps."""
+        yield from ()
+        return sock
+
+    def _connect_socket(self, operation: Operation) -> None:
+        waited = operation.waited
         try:
-            with bounded(self._remaining()):
-                sock = super()._connect()  # type: ignore[misc]
-        finally:
-            self._connecting = False
-        return DeadlineSocket(sock, self._socket_timeout or self.gate.timeout, self.operation)
+            sock = self._dial(operation)
+        except TimeoutError as exc:
+            raise redis_errors.TimeoutError("Timeout connecting to server") from exc
+        except OSError as exc:
+            self.disconnect()
+            raise redis_errors.ConnectionError(self._error_message(exc)) from exc
+        self._distance = (operation.waited - waited) / (2 if hasattr(sock, "pending") else 1)
+        self._sock = DeadlineSocket(sock, self._socket_timeout or self.gate.timeout, operation.part)
+        self._sock.operation = operation
+
+    def _dial(self, operation: Operation) -> Any:
+        """Go on connecting, or begin to.
+
+        :raises TimeoutError: if the operation's time is used up; it can be gone on with.
+        """
+        if self._dialling is not None and self._is_overdue(operation):
+            self._hang_up()
+        if self._dialling is None:
+            self.locate()
+            self._begun, self._awaited = monotonic(), None
+            self._dialling = self._steps(self.addresses(operation), operation.allowance)
+        while True:
+            if self._awaited and not operation.wait(partial(is_ready, *self._awaited)):
+                raise TimeoutError("the operation's time is used up")
+            try:
+                self._awaited = next(self._dialling)
+            except StopIteration as connected:
+                self._dialling = self._awaited = None
+                return connected.value
+            except BaseException:
+                self._dialling = self._awaited = None
+                raise
+
+    def _steps(self, addresses: list[Any], seconds: float) -> Generator[Step, None, Any]:
+        sock = yield from dial(addresses, self.prepare)
+        return (yield from self.secure(sock, seconds))
+
+    def _is_overdue(self, operation: Operation) -> bool:
+        """Whether what was begun is better begun anew: its packets may be lost."""
+        if monotonic() - self._begun < 2 * operation.allowance:
+            return False
+        awaited = self._awaited or (self._sock, select.POLLIN)
+        return awaited[0] is None or not is_ready(*awaited, 0)
+
+    def _hang_up(self) -> None:
+        dialling, self._dialling, self._awaited = self._dialling, None, None
+        if dialling is not None:
+            dialling.close()
+
+    # -- the handshake -------------------------------------------------------------------------
+
+    def greetings(self) -> list[Greeting]:
+        """Return the commands of the handshake; they are sent together."""
+        greetings = self._introduction()
+        if self.client_name:
+            words = ("CLIENT", "SETNAME", self.client_name)
+            greetings.append(Greeting(words, _expect_ok))
+        for what, value in self._library():
+            if value:
+                greetings.append(Greeting(("CLIENT", "SETINFO", what, value), _ignore, True))
+        if self.db:
+            greetings.append(Greeting(("SELECT", self.db), _expect_ok))
+        return greetings
+
+    def _introduction(self) -> list[Greeting]:
+        login: tuple[Any, ...] = ()
+        if self.credential_provider is not None:
+            login = tuple(self.credential_provider.get_credentials())
+        elif self.username or self.password:
+            given = (self.username, self.password or "")
+            login = given if given[0] else given[1:]
+        if str(self.protocol) != "3":
+            return [Greeting(("AUTH", *login), _expect_ok)] if login else []
+        words: tuple[Any, ...] = ("HELLO", 3)
+        if login:
+            words += ("AUTH", *(login if len(login) > 1 else ("default", *login)))
+        return [Greeting(words, self._check_hello)]
+
+    def _check_hello(self, reply: Any) -> None:
+        if not isinstance(reply, dict) or 3 not in (reply.get(b"proto"), reply.get("proto")):
+            raise redis_errors.ConnectionError("Invalid RESP version")
+        self.handshake_metadata = reply
+
+    def _library(self) -> list[tuple[str, Any]]:
+        driver = getattr(self, "driver_info", None)  # redis-py 7.1 and newer
+        if driver is not None:
+            return [("LIB-NAME", driver.formatted_name), ("LIB-VER", driver.lib_version)]
+        names = (("LIB-NAME", "lib_name"), ("LIB-VER", "lib_version"))
+        return [(what, getattr(self, name, None)) for what, name in names]
+
+    def _greet(self) -> None:
+        self._owed, self._greetings, self._greeted = 0, None, ()
+        if self.redis_connect_func is None:
+            self.on_connect()
+        else:
+            self.redis_connect_func(self)
+        self._altered = False  # by the handshake it is what everybody expects
+        self._resubscribe()
+
+    def on_connect(self) -> None:
+        """Send the handshake in one piece; its replies are read before any other."""
+        if hasattr(self, "_reset_himport_state"):  # redis-py 8
+            self._reset_himport_state()
+        self._prepare_parser()
+        greetings = self.greetings()
+        self._greeted = tuple(greeting.words for greeting in greetings)
+        self._greetings = deque(greetings)
+        if greetings:
+            pack = self._command_packer.pack
+            self._write(b"".join(b"".join(pack(*greeting.words)) for greeting in greetings))
+
+    def on_connect_check_health(self, *_: Any, **__: Any) -> None:
+        self.on_connect()
+
+    def _prepare_parser(self) -> None:
+        parser: Any = self._parser
+        if str(self.protocol) == "3" and isinstance(parser, _RESP2Parser):
+            self.set_parser(_RESP3Parser)
+            self._parser.EXCEPTION_CLASSES = parser.EXCEPTION_CLASSES
+        self._parser.on_connect(self)
+
+    def _may_follow(self) -> bool:
+        """Whether a command may be sent before the replies to the handshake are known.
+
+        A login or a database that a server has accepted before will be accepted again; where it
+        is not, the command's caller is refused nevertheless.
+        """
+        return self._greeted == type(self).accepted or all(
+            g.harmless for g in self._greetings or ()
+        )
+
+    def _settle_greetings(self) -> None:
+        """Read the replies to the handshake.
+
+        :raises redis.RedisError: if the connection may not be used; it is closed then, unless the
+            time was used up.
+        """
+        greetings = self._greetings
+        while greetings:
+            try:
+                reply = super().read_response(disconnect_on_error=False)  # type: ignore[misc]
+                greetings[0].check(reply)
+            except redis_errors.TimeoutError:
+                raise
+            except redis_errors.ResponseError as exc:
+                if not greetings[0].harmless:
+                    self.disconnect()
+                    if judge(exc).reason is not None:
+                        raise
+                    raise redis_errors.ConnectionError("Handshake refused") from exc
+            except redis_errors.ConnectionError as exc:
+                self.disconnect()
+                refusal = self._refusal(exc)
+                if refusal is exc:
+                    raise
+                raise refusal from exc
+            except BaseException:
+                self.disconnect()
+                raise
+            greetings.popleft()
+        type(self).accepted = self._greeted
+
+    def _write(self, data: Any) -> None:
+        try:
+            self._sock.sendall(data)
+        except TimeoutError as exc:
+            self.disconnect()  # a part of it may be sent
+            raise redis_errors.TimeoutError("Timeout writing to socket") from exc
+        except OSError as exc:
+            told = self._last_words()
+            self.disconnect()
+            raise told or redis_errors.ConnectionError(self._error_message(exc)) from exc
+        except BaseException:
+            self.disconnect()
+            raise
+
+    def _last_words(self) -> Exception | None:
+        """Return what the server said before it closed a new connection, if it said something."""
+        if not self._greetings:
+            return None
+        self._sock.settimeout(0)
+        try:
+            super().read_response(disconnect_on_error=False)  # type: ignore[misc]
+        except redis_errors.ConnectionError as exc:
+            return self._refusal(exc) if judge(exc).reason == "max-clients" else None
+        except (redis_errors.RedisError, OSError):
+            return None
+        return None
+
+    def _refusal(self, exc: redis_errors.ConnectionError) -> redis_errors.ConnectionError:
+        """Return an error of connecting, told from a failure if other connections serve."""
+        if judge(exc).reason == "max-clients" and self.has_company(self):
+            return redis_errors.ConnectionError(f"While others serve: {exc}")
+        return exc
+
+    def _resubscribe(self) -> None:
+        self._connect_callbacks = [ref for ref in self._connect_callbacks if ref()]
+        for ref in self._connect_callbacks:
+            callback = ref()
+            if callback is not None:
+                callback(self)
+
+    # -- one command after the other -----------------------------------------------------------
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self._owed = 0
+        self._owed, self._greetings, self._distance = 0, None, 0.0
         self._demoted = self._altered = False
+        self._hang_up()
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
     @property
@@ -119,12 +380,19 @@ class GuardedConnection:
         the state that the handshake left it in."""
         return self._owed == 0 and not self._demoted and not self._altered
 
+    @property
+    def is_greeting(self) -> bool:
+        """Whether it is connected but its handshake is not answered yet."""
+        return bool(self._greetings)
+
     def retire(self) -> None:
         """Have it closed when it is given back."""
         self._altered = True
 
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
+        if self._greetings:
+            return
         try:
             broken = self._sock is not None and self.can_read()
         except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
@@ -157,23 +425,43 @@ class GuardedConnection:
             self.disconnect()  # whoever holds it looks for the primary anew
         if self._sock is None:
             self.connect()
+        operation = self._sock.operation = self.operation()
+        if self._distance and operation is not None:
+            self._check_distance(operation)
         self._owed += packed
         try:
-            super().send_packed_command(command, check_health)  # type: ignore[misc]
+            if check_health and self.health_check_interval:
+                self.check_health()
+            for item in [command] if isinstance(command, str) else command:
+                self._write(item)
         except Exception as exc:
             self._tell(exc)
             raise
-        operation = self.operation()
         if blocking and operation is not None:
             operation.patience += blocking
 
+    def _check_distance(self, operation: Operation) -> None:
+        """Keep a new connection for the next caller where this one cannot be answered any more.
+
+        :raises redis.TimeoutError: if less time is left than the way there and back takes.
+        """
+        distance, self._distance = self._distance, 0.0
+        if operation.remaining() < distance:
+            raise redis_errors.TimeoutError("Not sent: no time is left for the reply")
+
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            if self._greetings:
+                self._settle_greetings()
             response = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except Exception as exc:
             self._owed = max(0, self._owed - 1)
             # A primary that became a replica behind an address that now means another server.
             self._demoted = self._demoted or isinstance(exc, redis_errors.ReadOnlyError)
+            if isinstance(exc, _UNREADABLE) and not isinstance(exc, UnicodeError):
+                error = redis_errors.InvalidResponse(f"Protocol Error: {type(exc).__name__}")
+                self._tell(error)
+                raise error from exc
             self._tell(exc)
             raise
         self._owed = max(0, self._owed - 1)
@@ -208,9 +496,17 @@ class TCPConnection(GuardedConnection, Connection):
 class TLSConnection(GuardedConnection, CertifiedConnection):
     """A guarded connection over TLS."""
 
+    secure = CertifiedConnection.secure
+
 
 class UnixConnection(GuardedConnection, UnixDomainSocketConnection):
     """A guarded connection over a unix domain socket."""
+
+    def addresses(self, operation: Operation) -> list[Any]:
+        return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", self.path)]
+
+    def prepare(self, sock: Any) -> None:
+        """There is nothing to set."""
 
 
 def bind(kind: type[Any], gate: Gate, **attributes: Any) -> type[Any]:

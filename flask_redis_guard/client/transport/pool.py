@@ -6,14 +6,15 @@ import inspect
 import logging
 import os
 import threading
+import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.connection import ConnectionPool
 
-from flask_redis_guard.client.operation import current
+from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.transport.connections import GuardedConnection
-from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
 
 if TYPE_CHECKING:
@@ -26,6 +27,19 @@ _NAMED = (
     inspect.signature(ConnectionPool.get_connection).parameters["command_name"].default
     is inspect.Parameter.empty
 )
+
+
+#: Connections that a pool has at most, whatever it is told.
+_MOST = 65_536
+
+
+class _Turn:
+    """Somebody who waits for a connection."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.lock = threading.Lock()
+        self.lock.acquire()
 
 
 class GuardedPool(ConnectionPool):
@@ -43,25 +57,48 @@ class GuardedPool(ConnectionPool):
     def __init__(self, gate: Gate, memory: Any = None, **connection_options: Any) -> None:
         self.gate = gate
         self._memory = memory
-        self._resetting = ProcessLock()
         super().__init__(**connection_options)
 
     def reset(self) -> None:
-        """Start empty; redis-py calls this in every new process."""
+        """Start empty; redis-py calls this in every new process.
+
+        Nothing here is guarded by a lock, which a thread of the parent process could have held
+        while it forked, and a signal handler's exception could leave locked: each step is one
+        operation of a list.
+        """
         self._lock_class = threading.Lock
-        # Not all versions make their locks here; one that a thread of the parent process held
-        # while it forked, or that was made before gevent patched threads, would never be free.
-        self._lock = threading.RLock()
-        self._freed = threading.Condition()
-        self._waiting = 0
-        super().reset()
+        self._lock = threading.RLock()  # for what redis-py's own methods do
+        self._available_connections: list[Any] = []
+        self._turns: deque[_Turn] = deque()
+        # Each connection that exists has one of so many numbers. It is free again once nobody
+        # knows the connection any more, as after an exception between two lines of its user's.
+        self._numbers = list(range(min(self.max_connections, _MOST)))
+        self._made: dict[int, weakref.ref[Any]] = {}
+        self.pid = os.getpid()
+
+    @property
+    def _in_use_connections(self) -> set[Any]:
+        return {connection for connection in self._connections() if connection.is_out}
+
+    @_in_use_connections.setter
+    def _in_use_connections(self, connections: set[Any]) -> None:
+        """Kept by the connections themselves; redis-py's own constructor sets it."""
+
+    @property
+    def _created_connections(self) -> int:
+        return min(self.max_connections, _MOST) - len(self._numbers)
+
+    @_created_connections.setter
+    def _created_connections(self, number: int) -> None:
+        """Counted here; redis-py's own constructor sets it."""
+
+    def _connections(self) -> list[Any]:
+        found = (ref() for ref in list(self._made.values()))
+        return [connection for connection in found if connection is not None]
 
     def _checkpid(self) -> None:
-        # redis-py's own waits for a lock that a thread of the parent process may have held.
         if self.pid != os.getpid():
-            with self._resetting:
-                if self.pid != os.getpid():
-                    self.reset()
+            self.reset()
 
     def __repr__(self) -> str:
         # Some versions of redis-py show all options here, the password among them.
@@ -72,7 +109,12 @@ class GuardedPool(ConnectionPool):
     @property
     def in_use(self) -> int:
         """How many connections are taken out of the pool now."""
-        return len(self._in_use_connections)
+        return sum(connection.is_out for connection in self._connections())
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection now."""
+        return len(self._turns)
 
     def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Take a connection out of the pool, ready to use.
@@ -121,16 +163,16 @@ class GuardedPool(ConnectionPool):
             return
         holder = connection.holder
         foreign = holder is not None and not holder.settled and holder is not current(self.gate)
-        if foreign or connection not in self._in_use_connections:
+        if foreign or not connection.is_out:
             return
         connection.holder = None
         borrowed, connection.borrowed = connection.borrowed, None
         if not connection.is_clean:
             connection.disconnect()
-        super().release(connection)  # type: ignore[arg-type]
-        if self._waiting:
-            with self._freed:
-                self._freed.notify()
+        if connection.pid == os.getpid():
+            self._put_back(connection)
+        else:
+            connection.disconnect()
         if borrowed is not None and not borrowed.settled:
             self.gate.abandon(borrowed)
 
@@ -140,16 +182,26 @@ class GuardedPool(ConnectionPool):
         redis-py's own sends them on all idle connections while it holds the pool's lock, at which
         no deadline ends.
         """
-        with self._lock:
-            for connection in self._in_use_connections:
-                connection.retire()
+        self.retire_all()
+
+    def retire_all(self) -> None:
+        """Close what waits in the pool, and what is in use when it comes back."""
+        for connection in self._connections():
+            connection.retire()
         self.disconnect_idle()
 
     def disconnect_idle(self) -> None:
         """Close what waits in the pool: the primary is another server now."""
-        with self._lock:
-            for connection in self._available_connections:
-                connection.disconnect()
+        for connection in list(self._available_connections):
+            connection.disconnect()
+
+    def serves_besides(self, connection: Any) -> bool:
+        """Whether another connection of this pool is connected."""
+        return any(
+            other._sock is not None and not other.is_greeting
+            for other in self._connections()
+            if other is not connection
+        )
 
     def _checked_out(self, command_name: Any) -> Any:
         if self._lock_class is not threading.Lock:
@@ -159,28 +211,110 @@ class GuardedPool(ConnectionPool):
                     "dropped now. Call monkey.patch_all() before anything else is imported."
                 )
             self.reset()  # the old locks would stop all greenlets at once
-        while True:
-            try:
-                connection: Any = super().get_connection(*self._words(command_name))
-            except redis.ConnectionError as exc:
-                if not str(exc).startswith("Too many connections") or not self._wait():
-                    raise
-            else:
-                connection.holder = current(self.gate)
-                return connection
-
-    def _wait(self) -> bool:
-        """Wait until a connection may be free; false when the deadline has passed."""
+        self._checkpid()
         operation = current(self.gate)
-        left = self.gate.timeout if operation is None else operation.remaining()
-        with self._freed:
-            self._waiting += 1
+        if operation is None:
+            raise RuntimeError("connections are taken inside operations only")
+        return self.take(operation)
+
+    def take(self, operation: Operation) -> Any:
+        """Take a connection out of the pool for an operation, ready to use.
+
+        :raises redis.ConnectionError: if none is free before its time is used up.
+        """
+        connection = self._free() or self._wait(operation)
+        connection.holder = operation
+        try:
+            connection.renew()
+            connection.connect()
+        except BaseException:
+            self.release(connection)
+            raise
+        return connection
+
+    def _free(self) -> Any:
+        """Return a connection that is free or new; ``None`` if all are in use."""
+        try:
+            connection = self._available_connections.pop()
+        except IndexError:
             try:
-                if left > 0 and not self._available_connections:
-                    self._freed.wait(left)
-            finally:
-                self._waiting -= 1
-        return left > 0
+                number = self._numbers.pop()
+            except IndexError:
+                return None
+            connection = self._make(number, self._numbers)
+        connection.is_out = True
+        return connection
+
+    def _make(self, number: int, numbers: list[int]) -> Any:
+        try:
+            connection = self.connection_class(**self.connection_kwargs)
+        except BaseException:
+            numbers.append(number)
+            raise
+        self._made[number] = weakref.ref(connection, lambda _: numbers.append(number))
+        connection.has_company = self.serves_besides
+        return connection
+
+    def _wait(self, operation: Operation) -> Any:
+        """Wait for a connection, in the order of arrival.
+
+        :raises redis.ConnectionError: if none is free before the operation's time is used up.
+        """
+        turn = _Turn()
+        self._turns.append(turn)
+
+        def ready(seconds: float) -> bool:
+            if turn.connection is None:
+                turn.connection = self._free()
+            if turn.connection is None and turn.lock.acquire(timeout=seconds):
+                if turn.connection is None:  # somebody else was faster
+                    turn.connection = self._free()
+                if turn.connection is None:
+                    self._turns.appendleft(turn)
+            return turn.connection is not None
+
+        try:
+            operation.wait(ready)
+        except BaseException:
+            self._withdraw(turn)
+            if turn.connection is not None:
+                self._put_back(turn.connection)
+            raise
+        self._withdraw(turn)
+        if turn.connection is None:
+            raise redis.ConnectionError("No connection available")
+        return turn.connection
+
+    def _withdraw(self, turn: _Turn) -> None:
+        """End waiting, which may be too late: then there is a connection."""
+        try:
+            self._turns.remove(turn)
+        except ValueError:
+            if turn.connection is None:  # somebody is about to give one
+                turn.lock.acquire(timeout=1)
+
+    def _put_back(self, connection: Any) -> None:
+        connection.is_out = False
+        if not connection.is_greeting and self._give(connection):
+            return
+        if connection._sock is None or connection.is_greeting:
+            self._available_connections.insert(0, connection)  # those that are ready go first
+        else:
+            self._available_connections.append(connection)
+        if self._turns:  # somebody has come meanwhile
+            self._give(None)
+
+    def _give(self, connection: Any) -> bool:
+        """Hand a connection to who waits for longest; ``None`` lets them look for themselves."""
+        try:
+            turn = self._turns.popleft()
+        except IndexError:
+            return False
+        if connection is not None:
+            connection.is_out = True
+            turn.connection = connection
+        turn.lock.release()
+        return True
 
     @staticmethod
     def _words(command_name: Any) -> tuple[Any, ...]:

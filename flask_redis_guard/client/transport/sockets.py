@@ -1,21 +1,27 @@
-"""A socket that keeps to its operation's deadline, whatever the server does.
+"""A socket that keeps to its operation's time, whatever the server does.
 
 redis-py sets a timeout for each ``recv``, so a server that sends one byte at a time can keep a
-caller for ever. Here every single wait gets what is left of the operation's deadline.
+caller for ever. Here every single wait is taken off what its operation may wait in all.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import os
 import select
 import socket
 import ssl
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from time import monotonic
 from typing import Any
 
-from flask_redis_guard.client.operation import INFINITE, Operation
+from flask_redis_guard.client.operation import Operation
+
+#: What a step of connecting waits for: a socket and an event of :func:`select.poll`.
+Step = tuple[Any, int]
+
+_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+_NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class DeadlineSocket:
@@ -23,35 +29,25 @@ class DeadlineSocket:
 
     :param sock: a TCP, TLS or unix socket.
     :param default: seconds a single wait may take outside an operation.
-    :param operation: tells the operation in progress on this connection.
+    :param part: seconds that a single wait inside an operation takes before it is looked at.
     """
 
-    def __init__(
-        self, sock: Any, default: float, operation: Callable[[], Operation | None]
-    ) -> None:
+    def __init__(self, sock: Any, default: float, part: float) -> None:
         self._sock = sock
         self._default: float | None = default
         self._wanted: float | None = default  # what redis-py asked for: poll (0), pub/sub (None)
-        self._operation = operation
+        #: The operation that sent last; none is in progress once it has ended.
+        self.operation: Operation | None = None
         self._tls = hasattr(sock, "pending")
+        self._part = part
+        sock.settimeout(0 if self._tls else part)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def settimeout(self, seconds: float | None) -> None:
-        """Remember what redis-py asks for; it counts where no operation's deadline is nearer."""
+        """Remember what redis-py asks for; it counts where no operation's time is up sooner."""
         self._wanted = seconds
-
-    def _patience(self) -> float | None:
-        operation = self._operation()
-        if operation is None:
-            return self._wanted
-        left = operation.remaining()
-        if self._wanted is not None and self._wanted != self._default:
-            left = min(left, self._wanted)
-        elif left <= 0:
-            raise TimeoutError("the operation's deadline has passed")
-        return None if left == INFINITE else max(left, 0.0)
 
     def recv(self, *args: Any) -> bytes:
         return self._receive(self._sock.recv, *args)  # type: ignore[no-any-return]
@@ -60,95 +56,136 @@ class DeadlineSocket:
         return self._receive(self._sock.recv_into, *args)  # type: ignore[no-any-return]
 
     def _receive(self, method: Callable[..., Any], *args: Any) -> Any:
+        operation = self.operation
+        if operation is None or operation.settled or self._wanted != self._default:
+            return self._patiently(method, select.POLLIN, *args)
+        began = monotonic()
+        if not operation.may_read(began):
+            raise TimeoutError("the operation's time is used up")
         try:
-            return self._call(method, *args)
+            received = method(*args)  # which waits for one part, the first of this operation's
         except TimeoutError:
-            # Perhaps it was not Redis who was late, but this greenlet's or thread's turn.
-            operation = self._operation()
-            if operation is None or not operation.may_read_late():
-                raise
-            self._sock.settimeout(0)
-            try:
-                return method(*args)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                pass
-            raise
+            operation.count(began, self._part)
+        except _NOT_READY:
+            pass
+        else:
+            operation.waited += min(monotonic() - began, self._part)
+            return received
+        return self._patiently(method, select.POLLIN, *args)
 
     def sendall(self, data: Any) -> None:
-        """Send everything before the deadline."""
-        if not self._tls:
-            self._sock.settimeout(self._patience())
-            self._sock.sendall(data)  # bounded as a whole by the timeout
-            return
+        """Send everything before the time is used up."""
         view = memoryview(data).cast("B")
         while view:
-            view = view[self._call(self._sock.send, view) :]
-
-    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
-        if not self._tls:
-            self._sock.settimeout(self._patience())
-            return method(*args)
-        # One TLS record can take many reads of the socket below, and gevent would give each of
-        # them the whole timeout: so the waiting is done here.
-        self._sock.settimeout(0)
-        while True:
             try:
-                return method(*args)
-            except ssl.SSLWantReadError:
-                if not self._ready(select.POLLIN):
-                    raise  # redis-py polls so: it goes by the number of this very error
-            except ssl.SSLWantWriteError:
-                if not self._ready(select.POLLOUT):
-                    raise
+                view = view[self._sock.send(view) :]
+            except (TimeoutError, *_NOT_READY):
+                view = view[self._patiently(self._sock.send, select.POLLOUT, view) :]
 
-    def _ready(self, event: int) -> bool:
+    def _patiently(self, method: Callable[..., Any], event: int, *args: Any) -> Any:
+        """Call a method that does not wait as often as it takes."""
+        self._sock.settimeout(0)
+        try:
+            while True:
+                try:
+                    return method(*args)
+                except _NOT_READY as exc:
+                    if isinstance(exc, ssl.SSLError):
+                        wants_write = isinstance(exc, ssl.SSLWantWriteError)
+                        event = select.POLLOUT if wants_write else select.POLLIN
+                    if not self._wait(event):
+                        raise  # redis-py polls so: it goes by the number of this very error
+        finally:
+            if not self._tls and self._sock.fileno() >= 0:
+                self._sock.settimeout(self._part)
+
+    def _wait(self, event: int) -> bool:
         """Wait for the socket; false where redis-py only wants to know about now.
 
-        :raises TimeoutError: when the deadline has passed.
+        :raises TimeoutError: when the time is used up.
         """
-        seconds = self._patience()
-        if seconds == 0:
+        operation, wanted = self.operation, self._wanted
+        if wanted == 0:
             return False
-        poller = select.poll()
-        poller.register(self._sock, event)
-        if not poller.poll(None if seconds is None else seconds * 1000):
-            raise TimeoutError("the operation's deadline has passed")
+        if operation is None or operation.settled:
+            done = is_ready(self._sock, event, wanted)
+        elif wanted == self._default or wanted is None:
+            done = operation.wait(lambda seconds: is_ready(self._sock, event, seconds))
+        else:
+            done = is_ready(self._sock, event, min(wanted, max(0.0, operation.remaining())))
+        if not done:
+            raise TimeoutError("the operation's time is used up")
         return True
 
 
-class _TimedSocket(socket.socket):
-    """A socket whose timeout is what is left at the moment it is looked at."""
+def is_ready(sock: Any, event: int, seconds: float | None) -> bool:
+    """Wait until a socket is ready.
 
-    remaining: Callable[[], float]
-
-    def gettimeout(self) -> float:
-        # Raising here would leave two objects with one descriptor.
-        return max(0.001, self.remaining())
-
-
-def timed(sock: Any, remaining: Callable[[], float]) -> Any:
-    """Return the socket such that :mod:`ssl` bounds a handshake by what is left when it begins.
-
-    :param sock: a connected socket; its descriptor changes hands.
-    :param remaining: tells the seconds left.
+    :param sock: the socket.
+    :param event: for what, as of :func:`select.poll`.
+    :param seconds: at most; ``None`` for ever.
     """
-    if type(sock).__module__ != "socket":
-        return sock  # gevent's, where connecting is bounded as a whole
-    clocked = _TimedSocket(fileno=sock.detach())
-    clocked.remaining = remaining
-    return clocked
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, "closed meanwhile")
+    poller = select.poll()
+    poller.register(sock, event)
+    return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 
-def bounded(seconds: float) -> AbstractContextManager[object]:
-    """Bound connecting as a whole under gevent: name resolution and the TLS handshake too.
+def dial(
+    addresses: list[Any], prepare: Callable[[Any], None]
+) -> Generator[Step, None, socket.socket]:
+    """Connect to the first address that answers, in steps.
 
-    With threads CPython bounds the handshake itself by the socket's timeout, and nothing can
-    bound the resolver.
+    The generator yields what it waits for, so that whoever comes next can go on where the last
+    caller's time was used up.
 
-    :param seconds: after which :exc:`TimeoutError` is raised.
+    :param addresses: as :func:`socket.getaddrinfo` gives them.
+    :param prepare: sets options of a socket before it connects.
+    :returns: a connected socket that does not block.
+    :raises OSError: the last address's, if none answers.
     """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("socket"):
-        return contextlib.nullcontext()
-    timeout = sys.modules["gevent"].Timeout
-    return timeout(max(seconds, 0), TimeoutError("connecting took too long"))  # type: ignore[no-any-return]
+    failure: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in addresses:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            prepare(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            if code in _UNDER_WAY:
+                yield sock, select.POLLOUT
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+        except OSError as exc:
+            sock.close()
+            failure = exc
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+def encrypt(sock: Any, context: ssl.SSLContext, name: str) -> Generator[Step, None, Any]:
+    """Speak TLS on a connected socket that does not block, in steps.
+
+    :param sock: the socket; it is closed if this fails.
+    :param context: the certificates.
+    :param name: whom the server's certificate must name.
+    """
+    try:
+        sock = context.wrap_socket(sock, server_hostname=name, do_handshake_on_connect=False)
+        while True:
+            try:
+                sock.do_handshake()
+            except ssl.SSLWantReadError:
+                yield sock, select.POLLIN
+            except ssl.SSLWantWriteError:
+                yield sock, select.POLLOUT
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise

@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Generator
 from typing import Any, ClassVar
 
-from redis.connection import SSLConnection
+from redis.connection import Connection, SSLConnection
 
-from flask_redis_guard.client.transport.sockets import timed
+from flask_redis_guard.client.transport.sockets import Step, encrypt
 
 
-class CertifiedConnection(SSLConnection):
+class _Unconnected(Connection):
+    """What stands between redis-py's two classes: it hands the one the socket that we have."""
+
+    _given: Any = None
+
+    def _connect(self) -> Any:
+        given, self._given = self._given, None
+        return given
+
+
+class CertifiedConnection(SSLConnection, _Unconnected):
     """A TLS connection whose class keeps the ``SSLContext``.
 
     redis-py makes one for every connection, from all certificates that the system trusts: CPU time
-    that no deadline bounds, for each connection when all come back after an outage.
+    for each connection when all come back after an outage.
     """
 
-    _left: Callable[[], float]
     #: Of which files, and the context; a client's connections have a class of their own.
     _certified: ClassVar[tuple[list[object], ssl.SSLContext] | None] = None
 
-    def _connect(self) -> Any:
+    def secure(self, sock: Any, seconds: float) -> Generator[Step, None, Any]:
+        """Speak TLS on a connected socket, in steps.
+
+        :param sock: the socket.
+        :param seconds: for each wait in a check by OCSP, which redis-py makes in one step.
+        """
+        if self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled:
+            try:
+                sock.settimeout(seconds)
+                secured = self._wrapped(sock)
+                secured.settimeout(0)
+            except BaseException:
+                sock.close()
+                raise
+            return secured
+        return (yield from encrypt(sock, self._context(), self.host))
+
+    def _context(self) -> ssl.SSLContext:
         files, certified = self._files(), type(self)._certified
         if certified is None or certified[0] != files:
-            sock: Any = super()._connect()
-            if not (self.ssl_validate_ocsp or self.ssl_validate_ocsp_stapled):
-                type(self)._certified = files, sock.context
-            return sock
-        sock = timed(super(SSLConnection, self)._connect(), self._left)
-        try:
-            return certified[1].wrap_socket(sock, server_hostname=self.host)
-        except BaseException:
-            sock.close()
-            raise
+            # redis-py makes it in the middle of connecting: a socket that leads nowhere will do.
+            with self._wrapped(socket.socket()) as unconnected:
+                certified = type(self)._certified = files, unconnected.context
+        return certified[1]
+
+    def _wrapped(self, sock: Any) -> Any:
+        self._given = sock
+        return SSLConnection._connect(self)
 
     def _files(self) -> list[object]:
         """Return what changes when a certificate was replaced, as it is before it expires."""
@@ -45,13 +70,3 @@ class CertifiedConnection(SSLConnection):
             with contextlib.suppress(OSError, TypeError):  # none, or not there: redis-py says so
                 found.append((path, os.stat(path).st_mtime_ns))
         return found
-
-    def _wrap_socket_with_ssl(self, sock: Any) -> Any:
-        # Where redis-py makes the context: what is left for the handshake is known only when
-        # that is done.
-        sock = timed(sock, self._left)
-        try:
-            return super()._wrap_socket_with_ssl(sock)
-        except BaseException:
-            sock.close()
-            raise
