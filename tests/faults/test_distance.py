@@ -1,0 +1,78 @@
+"""A server that is far away is served from at default settings, from the first request on."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import pytest
+
+from tests.support.distance import can_be_apart, run_apart
+
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(not can_be_apart(), reason="needs a network namespace with a tunnel"),
+]
+
+MANY = """
+    import json, sys, threading
+    from collections import Counter
+    from tests.support import GunicornApp, RedisServer, TLSIdentity
+    from tests.support.distance import FAR, Distance
+
+    APP = '''
+    from flask import Flask
+    from flask_redis_guard import RedisGuard
+    app = Flask(__name__)
+    guard = RedisGuard(app)
+    @app.get("/")
+    def index():
+        return "up"
+    @app.get("/count")
+    def count():
+        return str(guard.client.incr("n"))
+    '''
+    statuses = Counter()
+
+    def ask(app, times):
+        for _ in range(times):
+            statuses[app.get("/count").status_code] += 1
+
+    Distance({seconds})
+    options = {{"bind": "0.0.0.0", "protected-mode": "no"}}
+    with RedisServer(options=options, password={password!r}) as server:
+        url = server.url.replace("127.0.0.1", FAR)
+        env = {{"REDIS_URL": url, "ENVIRONMENT": "production"}}
+        with GunicornApp(APP, worker_class="{worker}", threads={threads}, env=env) as app:
+            if {first}:
+                app.get("/count")
+            callers = [threading.Thread(target=ask, args=(app, 137)) for _ in range(5)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+    print(json.dumps(statuses))
+"""
+
+
+def _served(seconds: float, worker: str, password: str | None = None, first: bool = False) -> Any:
+    code = textwrap.dedent(MANY).format(
+        seconds=seconds,
+        worker=worker,
+        threads=8 if worker == "gthread" else None,
+        password=password,
+        first=first,
+    )
+    return json.loads(run_apart(code))
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gthread"])
+@pytest.mark.parametrize("seconds", [0.13, 0.2])
+def test_every_request_is_served(seconds: float, worker: str) -> None:
+    assert _served(seconds, worker) == {"200": 685}
+
+
+def test_a_login_costs_no_request_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A login that the server has accepted once is sent together with the command after it.
+    assert _served(0.2, "gevent", password="secret", first=True) == {"200": 685}
