@@ -240,6 +240,7 @@ def test_places_that_redis_could_not_be_told_of_are_free_when_it_answers(
         assert inside.result(10) == 200  # its place cannot be given back
     own_server.resume()
     eventually(lambda: get(made) == 200, 3, "the place is free, long before the lease ends")
+    eventually(lambda: threading.active_count() <= before, 5, "nothing is owed any more")
     own_server.pause()
     # The server does this later, for nobody.
     assert get(made) == 503
