@@ -53,7 +53,7 @@ sys.stdin.readline()
 # A request starts the check, once an interval has passed; that closes the breaker without another.
 monitor = app.extensions["redis_guard"].monitor
 eventually(lambda: client.get("/") and monitor.running, 10)
-eventually(lambda: guard._guard(app).breaker.state.value == "closed", 10)
+eventually(lambda: app.extensions["redis_guard"].breaker.state.value == "closed", 10)
 eventually(lambda: "recovered" in [alert.kind for alert in told], 10)
 assert places.take(Place("somebody", 1, 60, "chat")) is None  # the place was given back
 print(json.dumps([starved, [alert.kind for alert in told]]))

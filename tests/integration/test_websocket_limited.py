@@ -169,8 +169,12 @@ def test_place_is_freed_though_another_teardown_function_fails(
 
     with contextlib.suppress(websocket.WebSocketException, ConnectionError):
         websocket.create_connection(f"{serve(app).replace('http', 'ws')}/echo", timeout=5)
-    gc.collect()  # Flask has left the request in a circle then
-    eventually(lambda: len(places_of(app)) == 0, 3, "the place is freed by the next renewal")
+
+    def freed() -> bool:
+        gc.collect()  # Flask has left the request in a circle then
+        return len(places_of(app)) == 0
+
+    eventually(freed, 5, "the place is freed by the next renewal")
     with redis_server.client() as client:
         assert [client.zcard(key) for key in client.keys("guard:*")] == []
 
