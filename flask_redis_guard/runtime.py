@@ -13,7 +13,7 @@ from flask_redis_guard import signals
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.topology.factory import build_client
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transition
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.events import Bus
@@ -85,10 +85,10 @@ class Runtime:
         signals.follow(bus, app)
         # Made here and not on first use: two of them would each know half of the connections.
         self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
-        signals.circuit_state_changed.connect(self._catch_up, app)
+        bus.subscribe(Transition, self._catch_up)
 
-    def _catch_up(self, _: Flask, *, current: CircuitState, **__: Any) -> None:
-        if current is CircuitState.CLOSED:
+    def _catch_up(self, change: Transition) -> None:
+        if change.current is CircuitState.CLOSED:
             self.places.recovered()
 
     @property
