@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flask import Flask, Response, redirect, session
+from flask import Flask, Response, flash, redirect, session
 from flask.testing import FlaskClient
 
-from flask_redis_guard import RedisUnavailable, request_refused
+from flask_redis_guard import RedisUnavailable, rate_limited, request_refused
 from tests.support import Proxy, RedisServer
 from tests.support.session_apps import session_app
 
@@ -67,6 +67,18 @@ def _add_order(app: Flask, world: World) -> None:
         response.set_cookie("remember_token", "saved")
         response.set_etag("saved")
         return response
+
+    @app.post("/goodbye")
+    def goodbye() -> str:
+        session.clear()
+        flash("logged out")
+        world.before_save()
+        return "saved"
+
+    @app.get("/mine")
+    @rate_limited("1000/minute", key="user")
+    def mine() -> str:
+        return "saved"
 
     @app.get("/stream")
     def stream() -> Response:
@@ -216,6 +228,56 @@ def test_a_logout_that_did_not_happen_is_known(world: World, fault: str) -> None
         assert (response.status_code, client.get("/read").json) == (200, {})
     else:
         assert_refused(response)
+
+
+@pytest.mark.parametrize("point", ["before open", "between open and save", "during save"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_logout_with_a_message_that_did_not_happen_is_known(
+    world: World, fault: str, point: str
+) -> None:
+    (client,) = logged_in(world, 1)
+    client.post("/login/5")
+    if point == "before open":
+        FAULTS[fault](world)
+    elif point == "between open and save":
+        world.before_save = once(lambda: FAULTS[fault](world))
+    else:
+        world.before_save = once(in_flight(world, fault))
+    assert_refused(client.post("/goodbye"))
+
+    world.before_save = lambda: None
+    world.heal()
+    left = client.get("/read").json
+    if fault in ("read-only", "out-of-memory"):  # said so before anything was done
+        assert left == {"count": 1, "user": "5"}
+        assert client.post("/goodbye").status_code == 200
+        assert list(client.get("/read").json or ()) == ["_flashes"]
+    else:
+        assert left in ({}, {"count": 1, "user": "5"})
+    store = world.guard.sessions_for(world.app)
+    assert store.revoke_user(5) == (fault in ("cut", "hang") and left != {})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whom_a_limit_is_to_count_by_a_session_is_refused(world: World, fault: str) -> None:
+    """Counted by address instead, one user would get a limit more for each outage."""
+    (client,) = logged_in(world, 1)
+    client.post("/login/5")
+    assert client.get("/mine").status_code == 200
+    FAULTS[fault](world)
+    assert_refused(client.get("/mine"))
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang", "cut"])
+def test_of_several_cookies_none_counts_while_nobody_can_tell(world: World, fault: str) -> None:
+    dead, alive = logged_in(world, 2)
+    cookies = [client.get_cookie("session") for client in (dead, alive)]
+    dead.post("/logout")
+    header = "; ".join(f"session={cookie.value}" for cookie in cookies if cookie is not None)
+    both = world.app.test_client(use_cookies=False)
+    assert both.get("/read", headers={"Cookie": header}).json == {"count": 1}
+    FAULTS[fault](world)
+    assert_refused(both.get("/read", headers={"Cookie": header}))
 
 
 def test_with_the_breaker_open_it_is_refused_at_once(world: World) -> None:
