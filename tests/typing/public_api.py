@@ -107,6 +107,7 @@ GuardedSessionInterface(app)  # type: ignore[arg-type]
 session["user"] = 5
 assert_type(session.bind_user(5), None)
 assert_type(session.regenerate(), None)
+assert_type(session.unbind_user(), None)
 assert_type(session.sid, str)
 assert_type(session.identity().user, str | None)
 session.bind_user(None)  # type: ignore[arg-type]

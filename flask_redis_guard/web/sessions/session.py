@@ -203,6 +203,16 @@ class Session(SessionMixin):
             self._next_id = ids.new_id(user_id)
             self.modified = True
 
+    def unbind_user(self) -> None:
+        """Make the session nobody's and keep what is in it, under a new id.
+
+        For a logout that removes the user and leaves the rest, as Flask-Login's does;
+        :meth:`clear` needs no such call.
+        """
+        self._writable()
+        self._next_id = ids.new_id()
+        self.modified = True
+
     # -- reading and saving ----------------------------------------------------------------
 
     def save(self) -> bool:

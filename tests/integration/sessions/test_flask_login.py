@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from flask import Flask, Response, jsonify, request, session
+from flask import Flask, Response, jsonify, request
 from flask.testing import FlaskClient
 from flask_login import (
     LoginManager,
@@ -18,8 +18,10 @@ from flask_login import (
     login_user,
     logout_user,
     user_logged_in,
+    user_logged_out,
 )
 
+from flask_redis_guard import session
 from tests.support import RedisServer
 from tests.support.session_apps import session_app
 
@@ -40,7 +42,7 @@ class FrugalLoginManager(LoginManager):  # type: ignore[misc]
     """The recipe of the documentation: a response does not look into an untouched session."""
 
     def _update_remember_cookie(self, response: Response) -> Response:
-        loaded = session.loaded  # type: ignore[attr-defined]
+        loaded = session.loaded
         return super()._update_remember_cookie(response) if loaded else response
 
 
@@ -80,10 +82,16 @@ def login(setup: Setup) -> Iterator[Setup]:
     add_login(setup.app)
 
     def signed_in(sender: Flask, user: User) -> None:
-        session.regenerate()  # type: ignore[attr-defined]
-        session.bind_user(user.get_id())  # type: ignore[attr-defined]
+        session.regenerate()
+        session.bind_user(user.get_id())
 
-    with user_logged_in.connected_to(signed_in, setup.app):
+    def signed_out(sender: Flask, user: User) -> None:
+        session.unbind_user()
+
+    with (
+        user_logged_in.connected_to(signed_in, setup.app),
+        user_logged_out.connected_to(signed_out, setup.app),
+    ):
         yield setup
 
 
@@ -111,6 +119,19 @@ def test_login_ends_the_id_from_before(login: Setup) -> None:
     assert planted.get("/me").status_code == 401
     assert client.get("/me").json == {"name": "ann", "fresh": True}
     assert client.get("/read").json["cart"] == 1  # type: ignore[index]
+
+
+def test_what_a_logout_leaves_is_nobodys(login: Setup) -> None:
+    client, elsewhere = login.client(), login.client()
+    for browser in (client, elsewhere):
+        browser.post("/write", json={"cart": 1})
+        browser.post("/sign-in/ann")
+    stolen = login.client(like=client)
+    client.post("/sign-out")
+    assert client.get("/read").json["cart"] == 1  # type: ignore[index]
+    assert login.store.revoke_user("ann") == 1
+    assert client.get("/read").json["cart"] == 1  # type: ignore[index]
+    assert elsewhere.get("/read").json == stolen.get("/read").json == {}
 
 
 def test_revoking_ends_every_login_of_a_user(login: Setup) -> None:
