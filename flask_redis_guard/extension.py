@@ -66,7 +66,7 @@ class RedisGuard:
         refusals.install(app, guarded.bus)
         limits = AppLimits(app, guarded.settings, self._declared)
         routes = enforce.install(app, guarded, limits)
-        websockets.install(app, routes)
+        websockets.install(routes)
         _mount(guarded, metrics, routes)
 
     @property

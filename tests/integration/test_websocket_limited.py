@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import sys
 import threading
@@ -157,7 +156,7 @@ def test_decorator_in_the_wrong_place_is_refused_at_once(
 def test_place_is_freed_though_another_teardown_function_fails(
     redis_server: RedisServer, serve: Serve
 ) -> None:
-    app = echo_app(redis_server.url, websocket_limited(concurrent=1, lease=2))
+    app = echo_app(redis_server.url, websocket_limited(concurrent=1))
 
     @app.before_request
     def authenticate() -> None:
@@ -169,12 +168,7 @@ def test_place_is_freed_though_another_teardown_function_fails(
 
     with contextlib.suppress(websocket.WebSocketException, ConnectionError):
         websocket.create_connection(f"{serve(app).replace('http', 'ws')}/echo", timeout=5)
-
-    def freed() -> bool:
-        gc.collect()  # Flask has left the request in a circle then
-        return len(places_of(app)) == 0
-
-    eventually(freed, 5, "the place is freed by the next renewal")
+    eventually(lambda: len(places_of(app)) == 0, 5, "the place is freed")
     with redis_server.client() as client:
         assert [client.zcard(key) for key in client.keys("guard:*")] == []
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Flask, request
+from flask import Response, request
 
 from flask_redis_guard.errors import ConfigurationError
 from flask_redis_guard.limiting.slots import Place
@@ -124,47 +123,52 @@ def _scope_of(declared: Any) -> str:
     return own or f"endpoint:{request.endpoint}"
 
 
+class _TakenAhead(dict[ConnectionPolicy, Place | None]):
+    """Places that were taken for a connection before it is upgraded, until its handler has them."""
+
+    def keep_until_sent(self, response: Response) -> None:
+        """The connection was refused, or it has ended."""
+        self.free()
+
+    def end(self, *, failed: bool) -> None:
+        """The request ends."""
+        self.free()
+
+    def free(self) -> None:
+        """Free what the handler did not take over."""
+        while self:
+            place = self.popitem()[1]
+            if place is not None:
+                current().places.free(place)
+
+
+def _taken_ahead() -> _TakenAhead:
+    own: _TakenAhead = vars(
+        request._get_current_object()  # type: ignore[attr-defined]
+    ).setdefault("redis_guard_places", _TakenAhead())
+    return own
+
+
 def check_ahead() -> None:
     """Take the places of a connection before it is upgraded."""
     state = RequestLimits.current()
     found = () if state is None or state.route is None else state.route.scopes
     policies = [one for one in found if isinstance(one, ConnectionPolicy)]
-    if not policies:
+    if state is None or not policies:
         return
     runtime = current()
     warn_of_early_upgrade(runtime)
     taken = _taken_ahead()
-    served = weakref.ref(request._get_current_object())  # type: ignore[attr-defined]
+    state.hold(taken)
     for policy in policies:
         if not policy.defer:
-            place = policy.take_place(runtime, _scope_of(policy), request.endpoint)
-            taken[policy] = place
-            if place is not None:  # a teardown function that fails hides the end of a request
-                place.alive = lambda: served() is not None
+            taken[policy] = policy.take_place(runtime, _scope_of(policy), request.endpoint)
     PacedSocket.put_under(request.environ)
 
 
-def free_unused(error: BaseException | None = None) -> None:
-    """Free the places of a connection that another hook refused after they were taken."""
-    taken = _taken_ahead()
-    while taken:
-        place = taken.popitem()[1]
-        if place is not None:
-            current().places.free(place)
-
-
-def _taken_ahead() -> dict[ConnectionPolicy, Place | None]:
-    own: dict[ConnectionPolicy, Place | None] = vars(
-        request._get_current_object()  # type: ignore[attr-defined]
-    ).setdefault("redis_guard_places", {})
-    return own
-
-
-def install(app: Flask, routes: Routes) -> None:
+def install(routes: Routes) -> None:
     """Put the checks into one app, right behind those of its rate limits.
 
-    :param app: the app.
     :param routes: the limits of its routes.
     """
     routes.add_check(lambda rule: rule.websocket, check_ahead)
-    app.teardown_request(free_unused)
