@@ -742,6 +742,42 @@ def test_namespaces_that_clients_name_count_together(
     second.close()
 
 
+def test_two_keys_of_one_connection_are_two_counts(redis_server: RedisServer, serve: Serve) -> None:
+    def by(name: str) -> Callable[[], str]:
+        return lambda: request.args.get(name, "nobody")
+
+    def options(name: str) -> dict[str, Any]:
+        return {"connections": "9/minute", "concurrent": 2, "messages": "4/minute", "key": by(name)}
+
+    app = echo_app(
+        redis_server.url,
+        websocket_limited(**options("user")),
+        websocket_limited(**options("device")),
+    )
+    socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+    by_user, by_device = SocketIOLimits(**options("user")), SocketIOLimits(**options("device"))
+    socketio.on("connect", namespace="/echo")(by_user.connect(by_device.connect(lambda: None)))
+    say = by_device.message(by_user.message(lambda text: emit("said", text)))
+    socketio.on("say", namespace="/echo")(say)
+    url = serve(app)
+    for kind in (SockClient, SocketIOClient):
+        first = kind(url, "echo", "alice&device=phone")
+        second = kind(url, "echo", "bob&device=alice")  # with places and messages of its own
+        for client in (first, second):
+            for _ in range(4):
+                client.send("x")
+                assert client.receive() == "x"
+        third = kind(url, "echo", "alice&device=tablet")
+        with pytest.raises(Refused, match=r"Rate limit exceeded|concurrency"):
+            kind(url, "echo", "alice&device=watch")
+        third.send("x")
+        with pytest.raises(Closed, match="1008"):  # alice's fifth
+            third.receive()
+        for client in (first, second, third):
+            client.close()
+        eventually(lambda: len(places_of(app)) == 0, 5, "the places are freed")
+
+
 def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:
     app = create_app(None)
     url = serve(app)

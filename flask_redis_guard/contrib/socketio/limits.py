@@ -19,6 +19,7 @@ from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.slots import Place, Refusal
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.enforce import enforce
+from flask_redis_guard.web.limits.resolve import Countable, Scopes
 from flask_redis_guard.web.websockets.policy import (
     TOO_BIG,
     ConnectionPolicy,
@@ -35,7 +36,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The event that tells a client why it is disconnected.
 EVENT = "rate_limited"
 
+#: What a decorator leaves on its handler.
+MARK = "__redis_guard_socketio__"
+
 _PLACES = "redis_guard_places"
+_SCOPES = "redis_guard_scopes"
 _hooking = ProcessLock()
 
 
@@ -80,7 +85,7 @@ class SocketIOLimits(ConnectionPolicy):
                 if not admitted:
                     _free(runtime, places)
 
-        return handler  # type: ignore[return-value]
+        return self._marked(handler, function)
 
     def message(self, function: F) -> F:
         """Decorate the handler of any other event, below ``@socketio.on(...)``."""
@@ -95,7 +100,7 @@ class SocketIOLimits(ConnectionPolicy):
             try:
                 limits = MessageLimits(runtime, None)
                 limits.limit_size(self)
-                limits.add(self, _scope())
+                limits.add(self, _scope_of(self, runtime, server))
                 if limits.max_size is not None and _size() > limits.max_size:
                     _expel(server, client, _too_big())
                     return None
@@ -106,14 +111,18 @@ class SocketIOLimits(ConnectionPolicy):
                 return None
             return function(*args)
 
-        return handler  # type: ignore[return-value]
+        return self._marked(handler, function)
+
+    def _marked(self, handler: Any, function: F) -> F:
+        setattr(handler, MARK, (self, *getattr(function, MARK, ())))
+        return handler  # type: ignore[no-any-return]
 
     def _admit(self, runtime: Runtime) -> list[Place]:
         server = _server()
         known = _places(runtime, server)
         if self.connection_limit is not None:
-            enforce([(self.connection_limit, _scope())])
-        place = self.take_place(runtime, _scope(), None)
+            enforce([(self.connection_limit, _scope_of(self.connection_limit, runtime, server))])
+        place = self.take_place(runtime, _scope_of(self, runtime, server), None)
         if place is None:
             return []
         client = (request.namespace, request.sid)  # type: ignore[attr-defined]
@@ -188,14 +197,35 @@ def _server() -> Any:
     return current_app.extensions["socketio"].server
 
 
-def _scope() -> str:
-    """Return the scope of the current namespace.
+def _scope_of(declared: Countable, runtime: Runtime, server: Any) -> str:
+    """Return the scope of a limit in the current namespace: a space of its own for its counters.
 
-    Those that a handler for ``"*"`` serves count together: a client names them as it likes.
+    Namespaces that a handler for ``"*"`` serves count together: a client names them as it likes.
     """
-    name, server = request.namespace, _server()  # type: ignore[attr-defined]
-    known = name in server.handlers or name in server.namespace_handlers
-    return f"socketio:{name if known else '*'}"
+    name = request.namespace  # type: ignore[attr-defined]
+    if name not in server.handlers and name not in server.namespace_handlers:
+        name = "*"
+    known: dict[str, dict[Countable, str]] = vars(server).setdefault(_SCOPES, {})
+    if declared not in known.get(name, ()):  # the namespace's first client, or a later handler
+        scopes = Scopes(runtime.settings.default_key)
+        known[name] = {
+            one: scopes.give(one, f"socketio:{name}") for one in _declared_in(server, name)
+        }
+    return known[name].get(declared, f"socketio:{name}")
+
+
+def _declared_in(server: Any, name: str) -> dict[Countable, None]:
+    """Return what was declared for handlers of a namespace, in the order of the handlers."""
+    handlers = list(server.handlers.get(name, {}).values())
+    own = server.namespace_handlers.get(name)
+    handlers += [getattr(own, method) for method in dir(own) if method.startswith("on_")]
+    found: dict[Countable, None] = {}
+    for handler in handlers:
+        for limits in getattr(handler, MARK, ()):
+            if limits.connection_limit is not None:
+                found[limits.connection_limit] = None
+            found[limits] = None
+    return found
 
 
 def _size() -> int:
