@@ -11,6 +11,7 @@ import logging
 import os
 import random as _random
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class Transition:
 
     previous: CircuitState
     current: CircuitState
-    #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``probes-succeeded``,
-    #: ``open-time-over`` or ``operator``.
+    #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``redis-answered``,
+    #: ``probes-succeeded``, ``open-time-over`` or ``operator``.
     reason: str
     #: Failures that led here: consecutive ones, or those within the window.
     failures: int
@@ -161,13 +162,15 @@ class CircuitBreaker:
         self._consecutive = 0
         self._window = FailureWindow(window_seconds)
         self._open_until = 0.0
+        self._expected_until = 0.0  # while open: when the background prober has asked again
         self._successes = 0
         self._leases = Leases(half_open_permits, lease_seconds)
 
     def try_acquire(self, *, probe: bool = False) -> Permit | Refusal:
         """Ask for leave to call Redis once.
 
-        :param probe: whether the background monitor asks, whose turn comes first when half-open.
+        :param probe: whether the background prober asks: it may while open, too, and its turn comes
+            first when half-open.
         :returns: a :class:`Permit` to be settled, or a :class:`Refusal` (which is false).
         """
         shared = self._shared
@@ -255,6 +258,14 @@ class CircuitBreaker:
         """
         self._leases.reserve(seconds, self._clock())
 
+    def expect_probe(self, seconds: float) -> None:
+        """Stay open for ``try_acquire(probe=True)``: a background prober is at work.
+
+        :param seconds: within which it will have asked again. If it has not, users may probe when
+            the open time is over, so that a prober that died wedges nothing; 0: it has stopped.
+        """
+        self._expected_until = self._clock() + seconds
+
     # -- under the lock ------------------------------------------------------------------------
 
     def _decide(self, probe: bool) -> Permit | Refusal:
@@ -264,14 +275,14 @@ class CircuitBreaker:
             self._shared = self._shared or Permit(self._generation)
             return self._shared
         permit = None
-        if self._state is CircuitState.HALF_OPEN:
+        if self._state is CircuitState.HALF_OPEN or (probe and self._state is CircuitState.OPEN):
             permit = self._leases.grant(self._generation, self._clock(), probe=probe)
         return permit or Refusal(self._state, self._wait())
 
     def _wait(self) -> float:
         now = self._clock()
         if self._state is CircuitState.OPEN:
-            return max(0.0, self._open_until - now)
+            return max(0.0, max(self._open_until, self._expected_until) - now)
         if self._state is CircuitState.FORCED_OPEN:
             return self._open_seconds
         if self._state is CircuitState.HALF_OPEN:
@@ -279,7 +290,9 @@ class CircuitBreaker:
         return 0.0
 
     def _end_open_time(self) -> None:
-        if self._state is CircuitState.OPEN and self._clock() >= self._open_until:
+        if self._state is CircuitState.OPEN and self._clock() >= max(
+            self._open_until, self._expected_until
+        ):
             transition = self._enter(CircuitState.HALF_OPEN, "open-time-over", self._consecutive)
             if transition is not None:
                 self._announcer.add(transition)
@@ -289,7 +302,11 @@ class CircuitBreaker:
             return None
         if self._state is CircuitState.CLOSED:
             return None if outcome is Outcome.NEUTRAL else self._settle_closed(outcome)
-        return self._settle_probe(outcome) if self._leases.end(permit, self._clock()) else None
+        if not self._leases.end(permit, self._clock()):
+            return None
+        if self._state is CircuitState.OPEN:
+            return self._settle_recovery(outcome)
+        return self._settle_probe(outcome)
 
     def _settle_closed(self, outcome: Outcome) -> Transition | None:
         failed = outcome is Outcome.FAILURE
@@ -301,6 +318,20 @@ class CircuitBreaker:
         if calls >= self._minimum_calls and failures >= self._failure_rate * calls and failed:
             return self._enter(CircuitState.OPEN, "failure-rate", failures)
         return None
+
+    def _settle_recovery(self, outcome: Outcome) -> Transition | None:
+        if outcome is Outcome.SUCCESS:
+            transition = self._enter(CircuitState.HALF_OPEN, "redis-answered", self._consecutive)
+            self._successes = 1
+            return transition
+        if outcome is Outcome.FAILURE:
+            self._consecutive += 1
+            if self._clock() >= self._open_until:  # another open time, as after any failed probe
+                self._open_until = self._clock() + self._open_time()
+        return None
+
+    def _open_time(self) -> float:
+        return self._open_seconds * (1 + JITTER * self._random())
 
     def _settle_probe(self, outcome: Outcome) -> Transition | None:
         if outcome is Outcome.FAILURE:
@@ -321,19 +352,20 @@ class CircuitBreaker:
         self._announcer.deliver()
 
     def _enter(self, state: CircuitState, reason: str, failures: int) -> Transition | None:
-        self._shared = None  # first: whoever is forked off in the middle shall not pass unasked
-        previous, self._state = self._state, state
-        self._since = now = self._clock()
-        self._generation += 1
-        self._leases.begin(now)
-        self._successes = 0
-        opening = state is CircuitState.OPEN
-        open_for = self._open_seconds * (1 + JITTER * self._random()) if opening else 0.0
-        self._open_until = now + open_for
-        if state is CircuitState.CLOSED:
-            self._consecutive = 0
+        # An exception of a signal handler may end this anywhere, and a process may be forked off in
+        # the middle: each step leaves something that lets nobody pass unasked and wedges nothing.
+        self._shared = None
         self._pending = False
         self._window.clear()
+        self._successes = 0
+        now = self._clock()
+        self._generation += 1
+        self._leases.begin(now)
+        open_for = self._open_time() if state is CircuitState.OPEN else 0.0
+        self._open_until, self._expected_until = now + open_for, 0.0
+        if state is CircuitState.CLOSED:
+            self._consecutive = 0
+        previous, self._state, self._since = self._state, state, now
         self._shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
         if previous is state:
             return None
@@ -451,7 +483,7 @@ class Announcer(Generic[T]):
         self._callback = callback
         self._waiting: deque[T] = deque()
         self._lock = ProcessLock()
-        self._busy_pid: int | None = None  # a pid: a fork meanwhile must not silence the child
+        self._deliverer: weakref.ref[_Deliverer] | None = None
 
     def add(self, item: T) -> None:
         """Queue an item; allowed under a caller's lock."""
@@ -461,17 +493,26 @@ class Announcer(Generic[T]):
         """Deliver what waits; to be called after the caller's lock was released."""
         interruption: BaseException | None = None
         while self._waiting:
-            with self._lock:
-                if self._busy_pid == os.getpid():
-                    break
-                self._busy_pid = os.getpid()
+            me = _Deliverer(os.getpid())
             try:
+                if not self._take_over(me):
+                    break
                 while self._waiting:
                     interruption = self._deliver_one() or interruption
             finally:
-                self._busy_pid = None
+                if self._deliverer is not None and self._deliverer() is me:
+                    self._deliverer = None
         if interruption is not None:
             raise interruption
+
+    def _take_over(self, me: _Deliverer) -> bool:
+        with self._lock:
+            # One whom a signal handler's exception ended is gone; one of the parent is elsewhere.
+            other = None if self._deliverer is None else self._deliverer()
+            if other is not None and other.pid == me.pid:
+                return False
+            self._deliverer = weakref.ref(me)
+            return True
 
     def _deliver_one(self) -> BaseException | None:
         try:
@@ -481,3 +522,12 @@ class Announcer(Generic[T]):
         except BaseException as exc:  # noqa: BLE001 - a killed greenlet: the rest must be told
             return exc
         return None
+
+
+class _Deliverer:
+    """Who is delivering; exists for no longer than that."""
+
+    __slots__ = ("__weakref__", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid

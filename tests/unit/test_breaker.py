@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -376,6 +377,130 @@ def test_reset_of_a_closed_breaker_forgets_and_announces_nothing() -> None:
     assert bench.told == []
 
 
+# -- the background prober while open ------------------------------------------------------------
+
+
+def test_only_the_prober_passes_while_open_and_one_probe_at_once() -> None:
+    bench = Bench()
+    bench.trip()
+    bench.refusal()
+    permit = bench.permit(probe=True)
+    bench.refusal(probe=True)
+    bench.breaker.settle(permit, Outcome.NEUTRAL)
+    assert bench.breaker.state is OPEN
+    bench.permit(probe=True)
+
+
+def test_two_successes_of_the_prober_close_it_and_no_user_passes_between() -> None:
+    bench = Bench(success_threshold=2)
+    bench.breaker.reserve_probes(5)
+    bench.trip()
+    bench.breaker.settle(bench.permit(probe=True), Outcome.SUCCESS)
+    assert bench.breaker.state is HALF_OPEN
+    assert bench.breaker.refusing
+    bench.refusal()
+    bench.breaker.settle(bench.permit(probe=True), Outcome.SUCCESS)
+    assert bench.breaker.state is CLOSED
+    told = [(t.previous, t.current, t.reason) for t in bench.told[1:]]
+    assert told == [
+        (OPEN, HALF_OPEN, "redis-answered"),
+        (HALF_OPEN, CLOSED, "probes-succeeded"),
+    ]
+
+
+def test_failure_of_the_second_probe_opens_it_again() -> None:
+    bench = Bench()
+    bench.trip()
+    bench.breaker.settle(bench.permit(probe=True), Outcome.SUCCESS)
+    bench.breaker.settle(bench.permit(probe=True), Outcome.FAILURE)
+    assert bench.breaker.state is OPEN
+    assert bench.told[-1].reason == "probe-failed"
+
+
+def test_open_time_lets_no_user_probe_while_the_prober_is_at_work() -> None:
+    bench = Bench(open_seconds=30)
+    bench.trip()
+    for _ in range(40):
+        bench.breaker.expect_probe(3)
+        bench.clock.advance(1)
+        bench.breaker.settle(bench.permit(probe=True), Outcome.FAILURE)
+        assert bench.breaker.state is OPEN
+        assert 0 < bench.refusal().retry_after <= 30
+    assert [t.current for t in bench.told] == [OPEN]  # a dead Redis is told once
+    assert bench.breaker.seconds_in_state == 40
+
+
+def test_prober_that_died_wedges_nothing() -> None:
+    bench = Bench(open_seconds=30)
+    bench.trip()
+    bench.breaker.expect_probe(3)
+    hung = bench.permit(probe=True)
+    bench.clock.advance(30)
+    assert bench.breaker.state is HALF_OPEN
+    bench.permit()
+    bench.breaker.settle(hung, Outcome.SUCCESS)  # far too late
+    assert bench.breaker.state is HALF_OPEN
+
+
+def test_operator_keeps_the_prober_out_too() -> None:
+    bench = Bench()
+    bench.trip()
+    permit = bench.permit(probe=True)
+    bench.breaker.force_open()
+    bench.refusal(probe=True)
+    bench.breaker.settle(permit, Outcome.SUCCESS)
+    assert bench.breaker.state is CircuitState.FORCED_OPEN
+
+
+@pytest.mark.parametrize("step", range(1, 40))
+def test_exception_anywhere_in_a_transition_wedges_nothing_and_lets_nobody_pass_unasked(
+    step: int,
+) -> None:
+    # What a signal handler may do: raise between any two lines of the breaker's own code.
+    bench = Bench(failure_threshold=1, success_threshold=1, open_seconds=30)
+    done = 0
+
+    def tracer(frame: Any, event: str, arg: object) -> Any:
+        nonlocal done
+        if not frame.f_code.co_filename.endswith("core/breaker.py"):
+            return None
+        done += event == "line"
+        if done == step:
+            raise KeyboardInterrupt
+        return tracer
+
+    permit = bench.permit()
+    sys.settrace(tracer)
+    try:
+        bench.breaker.settle(permit, Outcome.FAILURE)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    thread = threading.Thread(target=bench.breaker.try_acquire, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()  # no lock is held
+    if bench.breaker.state is CLOSED:  # the failure was lost, the next one opens it
+        bench.fail()
+    bench.clock.advance(40)
+    assert bench.breaker.state is HALF_OPEN
+    probe = bench.permit()
+    bench.refusal()
+    bench.breaker.settle(probe, Outcome.SUCCESS)
+    assert bench.breaker.state is CLOSED
+    bench.breaker.force_open()
+    assert bench.told[-1].current is CircuitState.FORCED_OPEN  # announcements go on
+
+
+def test_signal_handler_in_the_middle_of_the_breaker_may_use_it() -> None:
+    bench = Bench()
+    with bench.breaker._lock:
+        bench.fail(2)
+        bench.breaker.force_open()
+    bench.refusal()
+
+
 # -- telling -------------------------------------------------------------------------------------
 
 
@@ -610,7 +735,8 @@ class BreakerMachine(RuleBasedStateMachine):
             assert answer.retry_after >= 0
             assert state not in (CLOSED, CircuitState.DISABLED)
         else:
-            assert state not in (OPEN, CircuitState.FORCED_OPEN)
+            assert state is not CircuitState.FORCED_OPEN
+            assert probe or state is not OPEN
             self.open.append(answer)
 
     @precondition(lambda self: self.open)
@@ -632,6 +758,10 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0, 5]))
     def reserve(self, seconds: float) -> None:
         self.breaker.reserve_probes(seconds)
+
+    @rule(seconds=st.sampled_from([0, 5, 31]))
+    def expect(self, seconds: float) -> None:
+        self.breaker.expect_probe(seconds)
 
     @rule(deed=st.sampled_from(["reset", "force_open", "disable"]))
     def operate(self, deed: str) -> None:
