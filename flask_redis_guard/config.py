@@ -262,6 +262,7 @@ class Settings:
     open_seconds: float = _setting(30.0, number(0, YEAR), "s")
     half_open_permits: int = _setting(1, whole(1), "probes")
     health_check_interval: float = _setting(5.0, seconds_or_off(YEAR), "s")
+    recovery_interval: float = _setting(1.0, seconds_or_off(YEAR), "s")
     timeout: float = _setting(0.5, number(0, 3600), "s")
     sentinel_trust_seconds: float = _setting(15.0, number(0, YEAR), "s")
     max_connections: int = _setting(64, whole(1, 65_536), "connections")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
@@ -10,6 +11,7 @@ from flask import Blueprint, Flask, request_started
 from flask_redis_guard import runtime
 from flask_redis_guard.config import Settings, warn_of_left_overs
 from flask_redis_guard.core.breaker import CircuitBreaker
+from flask_redis_guard.core.process import gevent_is_to_patch
 from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.runtime import EXTENSION, Runtime
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from flask_redis_guard.web.metrics import Metrics
 
 T = TypeVar("T")
+
+logger = logging.getLogger("flask_redis_guard")
 
 
 class RedisGuard:
@@ -82,11 +86,21 @@ class RedisGuard:
         return runtime.of(app).client
 
     def start(self, app: Flask | None = None) -> None:
-        """Begin background checks in this process before any request, e.g. in ``post_fork``.
+        """Begin background checks in this process before any request.
+
+        In gunicorn's hook ``post_worker_init``: ``post_fork`` comes before gevent's patches.
 
         :param app: the app; the current one if not given.
         """
-        (runtime.current() if app is None else runtime.of(app)).monitor.start()
+        guarded = runtime.current() if app is None else runtime.of(app)
+        if gevent_is_to_patch():
+            logger.warning(
+                "guard.start() was called where gevent is loaded and has not patched the standard "
+                "library: the background check begins with the first request instead. With "
+                "gunicorn call it in post_worker_init, not in post_fork."
+            )
+        else:
+            guarded.monitor.start()
 
     @property
     def breaker(self) -> CircuitBreaker:
@@ -199,7 +213,8 @@ def _check_from_the_first_request(guarded: Runtime) -> None:
     """Let the first request of a process start the background check, whatever it needs."""
 
     def request_began(_: Flask, **__: Any) -> None:
-        guarded.monitor.start()
+        if guarded.bus.begins:  # not yet in this process
+            guarded.monitor.start()
 
     request_started.connect(request_began, guarded.app)
     guarded.add(_Receivers((request_began,)))

@@ -80,6 +80,8 @@ class Runtime:
             self.gate,
             settings.key_prefix + "probe",
             settings.health_check_interval,
+            settings.recovery_interval,
+            settings.open_seconds,
         )
         self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
         signals.follow(bus, app)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -33,8 +35,9 @@ class ProcessLock(RLock):  # type: ignore[misc]
 
     def after_fork(self) -> None:
         """Forget an owner that the parent process alone has."""
-        if not self._is_owned():
-            self._at_fork_reinit()
+        lock: Any = self
+        if not lock._is_owned():
+            lock._at_fork_reinit()
 
 
 class Forked(Protocol):
@@ -59,6 +62,16 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def gevent_is_to_patch() -> bool:
+    """Tell whether gevent is loaded and threads are not greenlets (yet).
+
+    A thread that is started now would run beside a hub that comes later.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    return "gevent" in sys.modules and not (monkey and monkey.is_module_patched("threading"))
+
 
 #: Does what is due, and returns the seconds until it wants to be called again; ``None``: for now
 #: there is nothing to do.
@@ -170,7 +183,5 @@ def _take(turn: Turn) -> float | None:
 
 
 def _wait(inbox: queue.SimpleQueue[None], seconds: float) -> None:
-    try:
+    with contextlib.suppress(queue.Empty):
         inbox.get(timeout=max(0.0, seconds))
-    except queue.Empty:
-        pass

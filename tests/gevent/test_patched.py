@@ -95,6 +95,7 @@ def test_killed_probe_gives_its_permit_back_at_once(order: str) -> None:
             client = configure(
                 server.url, REDIS_GUARD_TIMEOUT=5, REDIS_GUARD_FAILURE_THRESHOLD=1,
                 REDIS_GUARD_SUCCESS_THRESHOLD=1, REDIS_GUARD_OPEN_SECONDS=0.2,
+                REDIS_GUARD_RECOVERY_INTERVAL=0,
             )
             server.kill()
             try:

@@ -112,6 +112,7 @@ def test_without_the_monitor_traffic_is_let_back_after_the_open_time(
         own_server.url,
         REDIS_GUARD_FAILURE_THRESHOLD=1,
         REDIS_GUARD_OPEN_SECONDS=0.2,
+        REDIS_GUARD_RECOVERY_INTERVAL=0,
         REDIS_GUARD_READY="redis",
     )
     client: Any = app.test_client()
@@ -127,6 +128,7 @@ def test_with_the_monitor_traffic_waits_for_its_probe(redis_server: RedisServer)
         redis_server.url,
         REDIS_GUARD_SUCCESS_THRESHOLD=2,
         REDIS_GUARD_OPEN_SECONDS=0.1,
+        REDIS_GUARD_RECOVERY_INTERVAL=0,
         REDIS_GUARD_READY="redis",
     )
     guard = runtime_of(app)

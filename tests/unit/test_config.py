@@ -37,6 +37,7 @@ KEYS: dict[str, tuple[Any, str, Any, list[Any]]] = {
     "REDIS_GUARD_OPEN_SECONDS": (30.0, "2.5", 2.5, SECONDS_BAD),
     "REDIS_GUARD_HALF_OPEN_PERMITS": (1, "7", 7, WHOLE_BAD),
     "REDIS_GUARD_HEALTH_CHECK_INTERVAL": (5.0, "0", 0.0, [x for x in SECONDS_BAD if x != 0]),
+    "REDIS_GUARD_RECOVERY_INTERVAL": (1.0, "0", 0.0, [x for x in SECONDS_BAD if x != 0]),
     "REDIS_GUARD_TIMEOUT": (0.5, "0.25", 0.25, [*SECONDS_BAD, 1e9]),
     "REDIS_GUARD_SENTINEL_TRUST_SECONDS": (15.0, "2.5", 2.5, SECONDS_BAD),
     "REDIS_GUARD_MAX_CONNECTIONS": (64, "7", 7, [*WHOLE_BAD, 10**9]),
