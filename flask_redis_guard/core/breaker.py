@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import random as _random
+import random
 import time
 import weakref
 from collections import deque
@@ -29,6 +29,9 @@ T = TypeVar("T")
 
 #: Makes what is announced from the failures in a row and the seconds to wait.
 Cause = Callable[[int, float], object]
+
+# Not the module's function: an application may have seeded that, and count on its sequence.
+_own_random = random.SystemRandom().random
 
 #: The open time is stretched by up to this part, so that many processes do not probe in step.
 JITTER = 0.1
@@ -132,7 +135,7 @@ class CircuitBreaker:
         half_open_permits: int = 1,
         lease_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        random: Callable[[], float] = _random.random,
+        random: Callable[[], float] = _own_random,
         on_transition: Callable[[Any], object] | None = None,
     ) -> None:
         check_counts(

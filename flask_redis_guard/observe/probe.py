@@ -26,6 +26,9 @@ from flask_redis_guard.observe.advice import advise
 
 logger = logging.getLogger("flask_redis_guard")
 
+# Not the module's functions: an application may have seeded those, and count on their sequence.
+_random = random.SystemRandom()
+
 #: Seconds that the probe key lives.
 PROBE_TTL = 60
 #: The least seconds between two checks that health requests cause while no background check runs.
@@ -393,7 +396,7 @@ class Monitor:
         return self._known
 
     def _pause(self, circuit: _Circuit) -> float:
-        return circuit.interval * random.uniform(1 - JITTER, 1 + JITTER)
+        return circuit.interval * _random.uniform(1 - JITTER, 1 + JITTER)
 
     def _reservation(self) -> float:
         return self.interval or self._patience
