@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 import threading
@@ -776,6 +777,43 @@ def test_two_keys_of_one_connection_are_two_counts(redis_server: RedisServer, se
         for client in (first, second, third):
             client.close()
         eventually(lambda: len(places_of(app)) == 0, 5, "the places are freed")
+
+
+def test_limits_of_socketio_are_listed_and_misplaced_ones_warned_of(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Flask("tests.listed")
+    app.config.update(REDIS_URL=redis_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    RedisGuard(app)
+    socketio = SocketIO(app, async_mode="threading")
+    limit_handshakes(app, "9/minute")
+    limits = SocketIOLimits(connections="8/minute", concurrent=3, max_message_size=10)
+    wrong = SocketIOLimits(messages="7/minute")
+
+    @socketio.on("connect", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.connect
+    def connect() -> None:
+        pass
+
+    @wrong.message  # too late: what is registered is the function below
+    @socketio.on("say", namespace="/chat")  # type: ignore[untyped-decorator]
+    @limits.message
+    def say(text: str) -> None:
+        pass
+
+    lines = app.test_cli_runner().invoke(args=["redis-guard", "limits", "--json"]).output
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert [(row["scope"], row["limit"]) for row in rows if "socketio" in row["scope"]] == [
+        ("socketio:handshake", "9/minute"),
+        ("socketio:/chat", "8/minute"),
+        ("socketio:/chat", "3 at once"),
+        ("socketio:/chat", "10 bytes"),
+        ("socketio:/chat (not applied)", "7/minute"),
+    ]
+    app.test_client().get("/")
+    told = [line for line in caplog.messages if "put the decorator below" in line]
+    assert len(told) == 1
+    assert "socketio:/chat" in told[0]
 
 
 def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:

@@ -75,7 +75,9 @@ def limit_handshakes(
     if "socketio" not in app.extensions:
         raise GuardError("limit_handshakes comes after SocketIO(app) or socketio.init_app(app)")
     limit = Limit.declare(rates, key=key, scope=scope, on_outage=on_outage, shadow=shadow)
-    path = app.extensions["socketio"].sockio_mw.engineio_path
+    socketio = app.extensions["socketio"]
+    path = socketio.sockio_mw.engineio_path
+    handshake_limits(socketio.server).append((path, limit))
     inner = app.wsgi_app
 
     def wsgi_app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -93,6 +95,15 @@ def limit_handshakes(
         return inner(environ, start_response)
 
     vars(app)["wsgi_app"] = wsgi_app
+
+
+def handshake_limits(server: Any) -> list[tuple[str, Limit]]:
+    """Return the limits of a server's handshakes, each with its path.
+
+    :param server: a ``socketio.Server``.
+    """
+    known: list[tuple[str, Limit]] = vars(server).setdefault("redis_guard_handshakes", [])
+    return known
 
 
 def warn_of_proxy(told: set[str]) -> None:

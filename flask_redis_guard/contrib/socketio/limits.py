@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flask import current_app, request
+from flask import Flask, current_app, request
 from flask_socketio import ConnectionRefusedError as Refused
 
+from flask_redis_guard.contrib.socketio.engine import handshake_limits, protect, warn_of_proxy
 from flask_redis_guard.contrib.socketio.engine import limit_handshakes as limit_handshakes
-from flask_redis_guard.contrib.socketio.engine import protect, warn_of_proxy
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.slots import Place, Refusal
-from flask_redis_guard.runtime import Runtime, current
+from flask_redis_guard.runtime import Runtime, current, of
+from flask_redis_guard.web.limits.commands import Entry, surveyors
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.resolve import Countable, Scopes
 from flask_redis_guard.web.websockets.policy import (
@@ -36,8 +37,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The event that tells a client why it is disconnected.
 EVENT = "rate_limited"
 
-#: What a decorator leaves on its handler.
-MARK = "__redis_guard_socketio__"
+#: What a decorator leaves on its handler, and on the function that it was given.
+MARK, ABOVE = "__redis_guard_socketio__", "__redis_guard_socketio_above__"
 
 _PLACES = "redis_guard_places"
 _SCOPES = "redis_guard_scopes"
@@ -115,7 +116,12 @@ class SocketIOLimits(ConnectionPolicy):
 
     def _marked(self, handler: Any, function: F) -> F:
         setattr(handler, MARK, (self, *getattr(function, MARK, ())))
+        if not inspect.ismethod(function):
+            setattr(function, ABOVE, (self, *getattr(function, ABOVE, ())))
         return handler  # type: ignore[no-any-return]
+
+    def _declared(self) -> list[Countable]:
+        return [self] if self.connection_limit is None else [self.connection_limit, self]
 
     def _admit(self, runtime: Runtime) -> list[Place]:
         server = _server()
@@ -205,27 +211,47 @@ def _scope_of(declared: Countable, runtime: Runtime, server: Any) -> str:
     name = request.namespace  # type: ignore[attr-defined]
     if name not in server.handlers and name not in server.namespace_handlers:
         name = "*"
-    known: dict[str, dict[Countable, str]] = vars(server).setdefault(_SCOPES, {})
+    known: dict[str, dict[Any, str]] = vars(server).setdefault(_SCOPES, {})
     if declared not in known.get(name, ()):  # the namespace's first client, or a later handler
-        scopes = Scopes(runtime.settings.default_key)
-        known[name] = {
-            one: scopes.give(one, f"socketio:{name}") for one in _declared_in(server, name)
-        }
+        known[name] = _scopes_in(server, name, runtime)
     return known[name].get(declared, f"socketio:{name}")
 
 
-def _declared_in(server: Any, name: str) -> dict[Countable, None]:
-    """Return what was declared for handlers of a namespace, in the order of the handlers."""
-    handlers = list(server.handlers.get(name, {}).values())
-    own = server.namespace_handlers.get(name)
-    handlers += [getattr(own, method) for method in dir(own) if method.startswith("on_")]
-    found: dict[Countable, None] = {}
-    for handler in handlers:
+def _scopes_in(server: Any, name: str, runtime: Runtime) -> dict[Any, str]:
+    """Return the scopes of what was declared for handlers of a namespace, in their order."""
+    scopes = Scopes(runtime.settings.default_key)
+    found: dict[Any, None] = {}
+    for handler in _handlers(server, name):
         for limits in getattr(handler, MARK, ()):
-            if limits.connection_limit is not None:
-                found[limits.connection_limit] = None
-            found[limits] = None
-    return found
+            found.update(dict.fromkeys(limits._declared()))
+    return {one: scopes.give(one, f"socketio:{name}") for one in found}
+
+
+def _handlers(server: Any, name: str) -> list[Any]:
+    own = server.namespace_handlers.get(name)
+    methods = [getattr(own, method) for method in dir(own) if method.startswith("on_")]
+    return [*server.handlers.get(name, {}).values(), *methods]
+
+
+def _survey(app: Flask) -> Iterator[Entry]:
+    """List the limits of Socket.IO for the command line, and those that nobody would check."""
+    server = getattr(app.extensions.get("socketio"), "server", None)
+    if server is None:
+        return
+    for path, limit in handshake_limits(server):
+        yield Entry("socketio:handshake", path, limit, "socketio:handshake")
+    for name in dict.fromkeys([*server.handlers, *server.namespace_handlers]):
+        place = f"socketio:{name}"
+        for one, scope in _scopes_in(server, name, of(app)).items():
+            yield Entry(place, "*", one, scope)
+        for handler in _handlers(server, name):
+            above = getattr(getattr(handler, "__wrapped__", None), ABOVE, ())
+            for limits in dict.fromkeys(above):
+                if limits not in getattr(handler, MARK, ()):
+                    yield Entry(f"{place} (not applied)", "*", limits, place, called=False)
+
+
+surveyors.append(_survey)
 
 
 def _size() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import click
@@ -43,6 +43,10 @@ class Entry(NamedTuple):
         return self.place if self.rule == "*" else f"{self.place} ({self.rule})"
 
 
+#: List the limits of an app that are of no route, blueprint or app.
+surveyors: list[Callable[[Flask], Iterator[Entry]]] = []
+
+
 def survey(app: Flask, routes: Routes) -> Iterator[Entry]:
     """List every limit of an app; those of plain functions are not known before they are called.
 
@@ -64,6 +68,8 @@ def survey(app: Flask, routes: Routes) -> Iterator[Entry]:
         for one, route in seen.items():
             place, called = f"endpoint:{rule.endpoint}", one not in route.above
             yield Entry(place, rule.rule, one, route.scopes[one], called)
+    for surveyor in surveyors:
+        yield from surveyor(app)
 
 
 # -- what an operator must hear of ---------------------------------------------------------------
