@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
+import struct
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,8 +15,15 @@ from urllib.parse import quote
 import pytest
 from flask import Flask, session
 
-from flask_redis_guard import GuardedSessionInterface, RedisGuard, rate_limited, signals
-from tests.support import RedisServer, eventually
+from flask_redis_guard import (
+    GuardedSessionInterface,
+    RedisGuard,
+    RedisUnavailable,
+    rate_limited,
+    signals,
+)
+from tests.support import RedisServer, SilentServer, eventually
+from tests.support.faults import LoopbackServer
 
 PASSWORD = "p@ss/w:rd%41#&+żółć"
 TOKEN = "health-token-0123456789"
@@ -131,3 +140,42 @@ def test_an_outage_tells_no_secret(own_server: RedisServer, said: Said) -> None:
     assert "(timeout)" in everything
     assert "(connection)" in everything
     assert [secret for secret in SECRETS if secret in everything] == []
+
+
+class Resetting(LoopbackServer):
+    """Resets each connection as soon as it is there."""
+
+    def handle(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("kind", ["silent", "refused", "wrong", "reset"])
+def test_no_frame_of_ours_holds_the_password_in_its_variables(
+    kind: str,
+) -> None:
+    with SilentServer() as silent, RedisServer(password="another") as strict, Resetting() as cut:
+        ports = {"silent": silent.port, "refused": 1, "wrong": strict.port, "reset": cut.port}
+        port = ports[kind]
+        app = Flask("frames")
+        app.config.update(
+            REDIS_URL=f"redis://operator:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/0",
+            REDIS_GUARD_TIMEOUT=0.3,
+            REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+        )
+        client = RedisGuard(app).client_for(app)
+        with pytest.raises(RedisUnavailable) as caught:
+            client.get("key")
+    errors: list[BaseException] = [caught.value]
+    while cause := errors[-1].__cause__ or errors[-1].__context__:
+        errors.append(cause)
+    held: set[str] = set()
+    for error in errors:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals["__name__"].startswith(("flask_redis_guard", "redis")):
+                name = f"{frame.f_globals['__name__']}.{frame.f_code.co_name}"
+                held.update(
+                    f"{name}: {variable}"
+                    for variable, value in frame.f_locals.items()
+                    if any(secret in repr(value) for secret in SECRETS)
+                )
+    assert held == set()

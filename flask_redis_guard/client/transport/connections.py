@@ -55,6 +55,10 @@ class Greeting(NamedTuple):
     #: Whether a command may follow before the reply is known: an error harms nobody.
     harmless: bool = False
 
+    def __repr__(self) -> str:
+        """Return its name only: error trackers collect variables, and this one has a password."""
+        return f"<Greeting {self.words[0]}>"
+
 
 class GuardedConnection:
     """What all connection classes of the guard have in common; mixed in before redis-py's class."""
@@ -339,6 +343,8 @@ class GuardedConnection:
         except BaseException:
             self.disconnect()
             raise
+        finally:
+            data = None  # it may hold a password, and error trackers collect variables
 
     def _last_words(self) -> Exception | None:
         """Return what the server said before it closed a new connection, if it said something."""

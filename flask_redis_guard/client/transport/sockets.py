@@ -76,6 +76,7 @@ class DeadlineSocket:
     def sendall(self, data: Any) -> None:
         """Send everything before the time is used up."""
         view = memoryview(data).cast("B")
+        del data  # it may hold a password, and error trackers collect variables
         while view:
             try:
                 view = view[self._sock.send(view) :]
