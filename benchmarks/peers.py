@@ -44,7 +44,7 @@ def deciders(url: str, quotas: list[Quota]) -> dict[str, Decide]:
     :param url: the server.
     :param quotas: one or several; a library without a joint decision is asked for each in turn.
     """
-    client = redis.Redis.from_url(url)
+    client = redis.Redis.from_url(url, max_connections=2000)
     found: dict[str, Decide] = {BASE: lambda key: client.incr("plain:" + key)}
     for algorithm in ALGORITHMS:
         app, guard = guarded_app(url, REDIS_GUARD_KEY_PREFIX=f"{algorithm}:")

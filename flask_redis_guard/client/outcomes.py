@@ -49,11 +49,14 @@ _SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
 
 _FAILOVER = Verdict(Outcome.NEUTRAL, "failover")
 
+_LOST = Verdict(Outcome.NEUTRAL, "connection")
+
 _UNREACHABLE = "Redis Cluster cannot be connected"
 
 #: Where redis-py knows an error's code it cuts it off the message and picks a class; elsewhere the
 #: message still begins with the code. Versions differ in what they know, hence class and prefix.
 TABLE: tuple[Row, ...] = (
+    Row(errors.ConnectionError, "Batch lost", _LOST, "another caller of the batch counted it"),
     Row(errors.ConnectionError, "No connection available", _SATURATED, "our own pool is used up"),
     Row(errors.ConnectionError, "Too many connections", _SATURATED, "our own pool is used up"),
     Row(errors.ConnectionError, "While others serve", _CROWDED, "other connections are served"),

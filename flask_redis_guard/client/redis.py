@@ -11,6 +11,7 @@ from redis.cluster import ClusterPipeline
 from redis.commands.core import Script
 
 from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.operation import current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.client.transport.pool import GuardedPool
@@ -65,6 +66,25 @@ class GuardedRedis(redis.Redis):
             return call(*args, **options)
 
         return self.gate.run(operation_name(args), on_held)
+
+    @property
+    def shares_round_trips(self) -> bool:
+        """Whether the operation in progress may use :meth:`exchange`: it is Redis that serves it,
+        and the client is not tied to one connection."""
+        operation = current(self.gate)
+        return operation is not None and not operation.in_memory and self.connection is None
+
+    def exchange(self, packed: bytes) -> Any:
+        """Send a command in RESP within an operation, in one round trip with other callers'.
+
+        :param packed: the command; its reply is no list.
+        :returns: the reply: bytes, a whole number or ``None``.
+        :raises redis.RedisError: an error reply.
+        """
+        operation = current(self.gate)
+        if operation is None:
+            raise RuntimeError("round trips are shared inside operations only")
+        return self.connection_pool.channel.exchange(packed, operation)
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""

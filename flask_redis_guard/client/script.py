@@ -119,13 +119,23 @@ class Script:
         return guarded(self.operation, gate.run, "EVALSHA", call)
 
     def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
+        exchange = getattr(client, "exchange", None)
         try:
+            if exchange is not None and client.shares_round_trips:
+                return exchange(pack(b"EVALSHA", self.digest, b"%d" % len(keys), *keys, *args))
             # What client.evalsha() does, without its two calls on the way.
             return client.execute_command(
                 "EVALSHA", self.digest, len(keys), *keys, *args, **_AS_BYTES
             )
         except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
+            if exchange is not None and client.shares_round_trips:
+                return exchange(pack(b"EVAL", self.text, b"%d" % len(keys), *keys, *args))
             return client.execute_command("EVAL", self.text, len(keys), *keys, *args, **_AS_BYTES)
+
+
+def pack(*words: bytes) -> bytes:
+    """Return a command in RESP."""
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(w), w) for w in words])
 
 
 def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -36,6 +36,7 @@ class Proxy(LoopbackServer):
         self._drip = 0.0
         self._reply_budget: int | None = None
         self._then: Literal["cut", "hang"] = "cut"
+        self._garbage = b""
         super().__init__()
 
     @property
@@ -81,6 +82,10 @@ class Proxy(LoopbackServer):
         """Forward ``count`` more bytes of replies, then hang."""
         self._set(_reply_budget=count, _then="hang")
 
+    def garble(self, garbage: bytes) -> None:
+        """Forward this instead of what the server sends next, on one connection."""
+        self._set(_garbage=garbage)
+
     def resume(self) -> None:
         """Forward everything at once again, also what was held back while hanging."""
         self._set(_hanging=False, _delay=0.0, _drip=0.0, _reply_budget=None)
@@ -123,6 +128,8 @@ class Proxy(LoopbackServer):
                     link.upstream.sendall(data)
 
     def _send_reply(self, link: _Link, data: bytes) -> None:
+        with self._changed:
+            data, self._garbage = self._garbage or data, b""
         while data and self._pass_gate(link):
             with self._changed:
                 size = len(data) if not self._drip else 1

@@ -526,6 +526,10 @@ class SentinelPool(GuardedPool):
 
     sentinels: Sentinels
 
+    def admit(self, operation: Operation) -> None:
+        """Remember on whom an operation relies whose command goes with another's."""
+        self.sentinels.admit(operation)
+
     def take(self, operation: Operation) -> Any:
         """Take a connection to the primary, unless that is in doubt."""
         self.sentinels.admit(operation)

@@ -72,6 +72,7 @@ class GuardedConnection:
     #: The handshake that a server has accepted from a connection of this class.
     accepted: ClassVar[tuple[Any, ...] | None] = None
     _sock: Any
+    _parser: Any
     can_read: Callable[..., bool]
     _owed = 0
     _packed = 0
@@ -88,7 +89,6 @@ class GuardedConnection:
     _connect_callbacks: list[Any]
     _command_packer: Any
     _error_message: Callable[[Any], str]
-    _parser: Any
     _reset_himport_state: Callable[[], None]
     _socket_timeout: float | None = None
     check_health: Callable[[], None]
@@ -474,6 +474,59 @@ class GuardedConnection:
         if self._owed == 0 and self.borrowed is not None and not self.borrowed.settled:
             self.gate.succeed(self.borrowed)
         return response
+
+    # What client/channel.py needs: many callers' commands and replies, below redis-py's commands.
+
+    def lead(self, operation: Operation) -> None:
+        """Serve an operation, whoever took the connection: its time is what waiting costs.
+
+        :raises redis.TimeoutError: if less of it is left than the way there and back takes.
+        """
+        self.holder = self._sock.operation = operation
+        if self._distance:
+            self._check_distance(operation)
+
+    def send_together(self, packed: bytes, commands: int) -> None:
+        """Send commands of several callers in one write.
+
+        :param packed: the commands in RESP.
+        :param commands: how many they are: as many replies are owed.
+        """
+        self._owed += commands
+        self._write(packed)
+
+    @property
+    def needs_parser(self) -> bool:
+        """Whether replies have to be read with :meth:`read_reply`: others come before or between
+        them, to the handshake or from a server that pushes."""
+        return bool(self._greetings) or str(self.protocol) == "3"
+
+    def read_reply(self) -> Any:
+        """Return the next reply, an error reply as redis-py's exception."""
+        try:
+            return self.read_response(disable_decoding=True)
+        except redis_errors.ResponseError as exc:
+            return exc
+
+    def receive_some(self) -> bytes:
+        """Return what has arrived, waiting for the first of it.
+
+        :raises redis.ConnectionError: if the server hung up.
+        """
+        data: bytes = self._sock.recv(65536)
+        if not data:
+            raise redis_errors.ConnectionError("Connection closed by server.")
+        return data
+
+    def replied(self) -> None:
+        """Note that one of the replies that are owed was read."""
+        self._owed -= 1
+
+    def error_reply(self, line: bytes) -> Exception:
+        """Return redis-py's exception for an error reply."""
+        error: Exception = self._parser.parse_error(line.decode("utf-8", "replace"))
+        self._demoted = self._demoted or isinstance(error, redis_errors.ReadOnlyError)
+        return error
 
     def _begin_again(self, borrowed: Operation) -> None:
         """Give a caller who keeps a connection a new operation for its next command."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from redis.connection import ConnectionPool
 
+from flask_redis_guard.client.channel import Channel
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.errors import RedisUnavailable
@@ -75,6 +76,7 @@ class GuardedPool(ConnectionPool):
         self._numbers = list(range(min(self.max_connections, _MOST)))
         self._made: dict[int, weakref.ref[Any]] = {}
         self.pid = os.getpid()
+        self._channel = Channel(self)
 
     @property
     def _in_use_connections(self) -> set[Any]:
@@ -105,6 +107,12 @@ class GuardedPool(ConnectionPool):
         options, names = self.connection_kwargs, ("host", "port", "path", "db")
         shown = ", ".join(f"{name}={options[name]}" for name in names if name in options)
         return f"<{type(self).__name__}({shown})>"
+
+    @property
+    def channel(self) -> Channel:
+        """What shares round trips over this pool's connections."""
+        self._keep_up()
+        return self._channel
 
     @property
     def in_use(self) -> int:
@@ -204,6 +212,14 @@ class GuardedPool(ConnectionPool):
         )
 
     def _checked_out(self, command_name: Any) -> Any:
+        self._keep_up()
+        operation = current(self.gate)
+        if operation is None:
+            raise RuntimeError("connections are taken inside operations only")
+        return self.take(operation)
+
+    def _keep_up(self) -> None:
+        """Start empty in a new process, and once gevent has patched threads."""
         if self._lock_class is not threading.Lock:
             if self._created_connections:
                 logger.warning(
@@ -212,10 +228,13 @@ class GuardedPool(ConnectionPool):
                 )
             self.reset()  # the old locks would stop all greenlets at once
         self._checkpid()
-        operation = current(self.gate)
-        if operation is None:
-            raise RuntimeError("connections are taken inside operations only")
-        return self.take(operation)
+
+    def admit(self, operation: Operation) -> None:
+        """Let an operation's command go with another's: nothing forbids it where there is one
+        server.
+
+        :raises redis.ConnectionError: while the server is in doubt.
+        """
 
     def take(self, operation: Operation) -> Any:
         """Take a connection out of the pool for an operation, ready to use.

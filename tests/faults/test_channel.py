@@ -1,0 +1,286 @@
+"""Shared round trips: no wrong reply, no lost outcome, nothing sent twice, nobody harmed by others.
+
+Callers in a process of their own, threads or greenlets, ask a script for an echo of a number that
+is theirs alone; the script also counts how often that number arrived. Meanwhile connections are
+cut, hang, are garbled, and callers are killed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support import Proxy, RedisServer, SentinelSetup, run_python
+from tests.support.proxy import TLSIdentity
+
+CALLERS = """
+    import os, sys
+    if os.environ["MODEL"] == "gevent":
+        from gevent import monkey; monkey.patch_all()
+    import contextlib, itertools, json, random, threading, time
+    from flask import Flask
+    from flask_redis_guard import RedisGuard, RedisUnavailable
+    from flask_redis_guard.client.script import Script
+    from flask_redis_guard.events import CallFinished
+
+    app = Flask("callers")
+    app.config.update(
+        REDIS_URL=os.environ["TEST_URL"],
+        SECRET_KEY="x",
+        REDIS_GUARD_TIMEOUT=float(os.environ["TIMEOUT"]),
+        REDIS_GUARD_FAILURE_THRESHOLD=100_000,
+        REDIS_GUARD_MINIMUM_CALLS=100_000,
+        REDIS_GUARD_FAILURE_ALERT_COUNT=100_000,
+        REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
+    )
+    guard = RedisGuard(app)
+    client = guard.client_for(app)
+    script = Script("echo", "redis.call('INCR', KEYS[1]) return ARGV[1]")
+    numbers = itertools.count()
+    happened, reasons, waits = [], [], [0.0]  # appending is atomic, adding is not
+    until = time.monotonic() + float(os.environ["SECONDS"])
+
+    def note(call):
+        happened.append("finished")
+        happened.append(call.outcome.value)
+
+    client.gate.bus.subscribe(CallFinished, note)
+
+    def ask():
+        own = b"%d" % next(numbers)
+        happened.append("asked")
+        began = time.monotonic()
+        try:
+            reply = script.run(client, (b"%b:%b" % (os.environ["TAG"].encode(), own),), (own,))
+        except RedisUnavailable as error:
+            happened.append("refused")
+            reasons.append(error.reason)
+        else:
+            happened.append("answered" if reply == own else "wrong")
+        waits.append(time.monotonic() - began)
+
+    def work():
+        while time.monotonic() < until:
+            ask()
+
+    if os.environ.get("KILLS"):
+        import gevent
+
+        def work():
+            while time.monotonic() < until:
+                one = gevent.spawn(ask)
+                with gevent.Timeout(random.choice((0.001, 0.003, 5)), False):
+                    one.join()
+                if not one.dead:
+                    one.kill()
+                    happened.append("killed")
+
+    threads = [threading.Thread(target=work) for _ in range(int(os.environ["CALLERS"]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    told = "asked answered refused killed wrong finished failure".split()
+    counts = {name: happened.count(name) for name in told}
+    print(json.dumps({**counts, "longest": max(waits), "reasons": sorted(set(reasons))}))
+"""
+
+MODELS = ("threads", "gevent")
+GARBAGE = [b"?what\r\n", b"$abc\r\n", b":x\r\n", b"*1\r\n$1\r\nx\r\n", b"+\xff\r\n"]
+
+
+def call(
+    url: str,
+    model: str,
+    disturb: Callable[[], object] = lambda: None,
+    *,
+    seconds: float = 3.0,
+    timeout: float = 0.3,
+    kills: bool = False,
+    callers: int = 24,
+) -> dict[str, Any]:
+    """Let callers call while something disturbs them again and again; return what they counted."""
+    tag = secrets.token_hex(4)
+    env = {
+        "TAG": tag,
+        "TEST_URL": url,
+        "MODEL": model,
+        "SECONDS": str(seconds),
+        "TIMEOUT": str(timeout),
+        "CALLERS": str(callers),
+        "KILLS": "1" if kills else "",
+    }
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.wait(random.uniform(0.02, 0.1)):
+            disturb()
+
+    disturber = threading.Thread(target=go_on)
+    disturber.start()
+    try:
+        counts: dict[str, Any] = json.loads(run_python(CALLERS, timeout=60, env=env))
+    finally:
+        stop.set()
+        disturber.join()
+    return {**counts, "tag": tag}
+
+
+def nothing_was_sent_twice(counts: dict[str, Any], server: RedisServer) -> bool:
+    """Tell from what arrived at the server."""
+    with server.client() as client:
+        keys = list(client.scan_iter(match=f"{counts['tag']}:*", count=1000))
+        arrived: set[str] = set()
+        for at in range(0, len(keys), 1000):
+            arrived.update(client.mget(keys[at : at + 1000]))
+    return arrived == {"1"}
+
+
+def check(counts: dict[str, Any], server: RedisServer) -> None:
+    """Insist on what holds whatever happens."""
+    assert counts["wrong"] == 0, counts
+    assert counts["answered"] + counts["refused"] + counts["killed"] >= counts["asked"], counts
+    assert counts["finished"] == counts["asked"], counts
+    assert counts["answered"] > 100, counts
+    assert nothing_was_sent_twice(counts, server), counts
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
+    with Proxy(redis_server.port) as running:
+        yield running
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_all_are_answered_where_nothing_is_wrong(redis_server: RedisServer, model: str) -> None:
+    counts = call(redis_server.url, model, seconds=1, timeout=2)
+    check(counts, redis_server)
+    assert counts["answered"] == counts["asked"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("fault", ["cut_after", "hang_after"])
+def test_broken_in_the_middle_of_replies(
+    redis_server: RedisServer, proxy: Proxy, model: str, fault: str
+) -> None:
+    def disturb() -> None:
+        getattr(proxy, fault)(random.randrange(1, 2000))
+        time.sleep(random.uniform(0.01, 0.4))
+        proxy.resume()
+
+    counts = call(proxy.url, model, disturb)
+    check(counts, redis_server)
+    assert counts["refused"] > 0, counts
+    assert counts["longest"] < 1.5, counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_garbled(redis_server: RedisServer, proxy: Proxy, model: str, garbage: bytes) -> None:
+    def garble() -> None:
+        proxy.garble(garbage)
+        time.sleep(0.5)  # time to connect anew
+
+    counts = call(proxy.url, model, garble, seconds=2)
+    assert counts["refused"] > 0 or garbage.startswith(b"+"), counts
+    assert counts["finished"] == counts["asked"], counts
+    assert nothing_was_sent_twice(counts, redis_server), counts
+    if not garbage.startswith(b"+"):  # which is a well-formed reply, to somebody
+        assert counts["wrong"] == 0, counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_lost_connection_is_one_failure(
+    redis_server: RedisServer, proxy: Proxy, model: str
+) -> None:
+    counts = call(proxy.url, model, proxy.cut, seconds=2, timeout=2)
+    check(counts, redis_server)
+    assert 0 < counts["failure"] <= counts["refused"], counts
+
+
+def test_killed_callers_harm_nobody(redis_server: RedisServer) -> None:
+    counts = call(redis_server.url, "gevent", kills=True, timeout=2)
+    check(counts, redis_server)
+    assert counts["killed"] > 50, counts
+    assert counts["refused"] == 0, counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_scripts_flushed_in_the_middle(redis_server: RedisServer, model: str) -> None:
+    with redis_server.client() as client:
+        counts = call(redis_server.url, model, client.script_flush, timeout=2)
+    check(counts, redis_server)
+    assert counts["refused"] == 0, counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_over_tls(redis_server: RedisServer, model: str) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Proxy(redis_server.port, tls=TLSIdentity(directory)) as proxy,
+    ):
+        counts = call(proxy.url, model, proxy.cut, seconds=2, timeout=1)
+    check(counts, redis_server)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_restart_in_the_middle(redis_server: RedisServer, model: str) -> None:
+    def restart() -> None:
+        time.sleep(0.7)
+        redis_server.restart()
+
+    counts = call(redis_server.url, model, restart, timeout=0.3)
+    assert counts["wrong"] == 0, counts
+    assert counts["refused"] > 0, counts
+    assert counts["finished"] == counts["asked"], counts
+    assert counts["longest"] < 1.5, counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_credentials_changed_in_the_middle(redis_server: RedisServer, model: str) -> None:
+    with redis_server.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "caller", "on", ">secret", "~*", "+@all")
+        url = redis_server.url.replace("redis://", "redis://caller:secret@")
+        allowed = True
+
+        def change() -> None:
+            nonlocal allowed
+            allowed = not allowed
+            sign = "+" if allowed else "-"
+            admin.execute_command("ACL", "SETUSER", "caller", f"{sign}evalsha", f"{sign}eval")
+
+        try:
+            counts = call(url, model, change, timeout=2)
+        finally:
+            admin.acl_deluser("caller")
+    check(counts, redis_server)
+    assert counts["reasons"] == ["rejected"], counts
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_failover_in_the_middle(model: str) -> None:
+    with SentinelSetup() as setup:
+        began = threading.Event()
+
+        def fail_over() -> None:
+            with redis.Redis(port=setup.primary().port) as primary:
+                if not began.is_set() and primary.dbsize() > 100:
+                    began.set()
+                    setup.primary().kill()
+
+        counts = call(setup.url, model, fail_over, seconds=6, timeout=0.5)
+        assert counts["wrong"] == 0, counts
+        assert counts["finished"] == counts["asked"], counts
+        assert counts["answered"] > 100, counts
+        assert began.is_set()
+        with redis.Redis(port=setup.primary().port) as primary:
+            assert primary.role()[0] == b"master"
