@@ -7,17 +7,20 @@ is answered with 503 (or 429) and not with 500.
 
 from __future__ import annotations
 
+import html
 import json
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from traceback import walk_tb
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import redis
 from click import ClickException
-from werkzeug.datastructures import Headers
+from werkzeug.datastructures import Headers, MIMEAccept
 from werkzeug.exceptions import HTTPException, ServiceUnavailable, TooManyRequests
+from werkzeug.http import parse_accept_header
 
 if TYPE_CHECKING:
     from flask_redis_guard.core.rates import Decision
@@ -78,17 +81,43 @@ class SessionTooLarge(GuardError, ValueError):
 
 
 class _Problem(HTTPException):
-    """Answer as ``application/problem+json`` (RFC 9457) unless the app's own handler decides."""
+    """Answer as ``application/problem+json`` (RFC 9457), or as a page to whom prefers HTML.
+
+    An app's own handler decides otherwise.
+    """
 
     problem: Mapping[str, Any]
 
     def get_body(self, environ: Any = None, scope: Any = None) -> str:
+        if prefers_html(environ):
+            title, text = html.escape(self.name), html.escape(self.description or "")
+            again = f"<p>Try again in {self.retry_after_header()} s.</p>"
+            return (
+                f'<!doctype html>\n<html lang="en">\n<title>{self.code} {title}</title>\n'
+                f"<h1>{title}</h1>\n<p>{text}</p>\n{again}\n</html>\n"
+            )
         return json.dumps({**self.problem, "status": self.code, "detail": self.description}) + "\n"
 
     def get_headers(self, environ: Any = None, scope: Any = None) -> list[tuple[str, str]]:
-        inherited = super().get_headers(environ, scope)
-        own = [("Content-Type", "application/problem+json"), ("Cache-Control", "no-store")]
-        return own + [pair for pair in inherited if pair[0].lower() != "content-type"]
+        kind = "text/html; charset=utf-8" if prefers_html(environ) else "application/problem+json"
+        own = [("Content-Type", kind), ("Cache-Control", "no-store"), ("Vary", "Accept")]
+        return [*own, ("Retry-After", self.retry_after_header())]
+
+    def retry_after_header(self) -> str:
+        """Return ``Retry-After``: seconds."""
+        raise NotImplementedError
+
+
+def prefers_html(environ: Any) -> bool:
+    """Tell whether a client would rather have a page than JSON.
+
+    :param environ: the WSGI environment of its request, if there is one.
+    """
+    accept = "" if environ is None else environ.get("HTTP_ACCEPT", "")
+    if "text/html" not in accept:
+        return False
+    offered = ("application/problem+json", "application/json", "text/html")
+    return parse_accept_header(accept, MIMEAccept).best_match(offered) == "text/html"
 
 
 class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.ConnectionError):
@@ -112,6 +141,7 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation
         self.reason = reason
+        self._share = random.random()
         super().__init__("A service that this request depends on is temporarily unavailable.")
         self.wait(retry_after)
 
@@ -120,11 +150,15 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
         self.retry_after = max(1, math.ceil(seconds))
         self.args = (self.operation, self.reason, self.retry_after)
 
+    def retry_after_header(self) -> str:
+        """Return ``Retry-After``: up to a fifth more, so that clients do not return in step."""
+        return str(self.retry_after + int(self._share * (self.retry_after // 5 + 1)))
+
     def __str__(self) -> str:
         return f"Redis is unavailable for {self.operation} ({self.reason})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args
+        return type(self), self.args, {"_share": self._share}
 
 
 class CircuitOpen(RedisUnavailable):
@@ -139,6 +173,7 @@ class RateLimitExceeded(GuardError, _Problem, TooManyRequests):
     """The caller is over a limit; answered with 429.
 
     :param decision: the limiter's decision.
+    :param policies: the names of the policies that refuse, as ``RateLimit-Policy`` has them.
     """
 
     problem: Mapping[str, Any] = MappingProxyType(
@@ -147,18 +182,22 @@ class RateLimitExceeded(GuardError, _Problem, TooManyRequests):
             "title": "Request cannot be satisfied as assigned quota has been exceeded",
         }
     )
+
     retry_after: int
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Decision, policies: Sequence[str] = ()) -> None:
         self.decision = decision
-        refusing = [state.rate for state in decision.states if not state.allowed] or [decision.rate]
-        names = [rate.name or str(rate) for rate in refusing]
-        self.problem = {**self.problem, "violated-policies": names}
-        super().__init__(
-            "Too many requests: try again later.",
-            retry_after=max(1, math.ceil(decision.retry_after)),
-        )
-        self.args = (decision,)
+        if not policies:
+            refusing = [state.rate for state in decision.states if not state.allowed]
+            policies = [rate.name or str(rate) for rate in refusing or [decision.rate]]
+        self.problem = {**self.problem, "violated-policies": list(policies)}
+        super().__init__("Too many requests: try again later.")
+        self.retry_after = max(1, math.ceil(decision.retry_after))
+        self.args = (decision, tuple(policies))
+
+    def retry_after_header(self) -> str:
+        """Return ``Retry-After``: never earlier than there is room."""
+        return str(self.retry_after)
 
     def __str__(self) -> str:
         return f"Rate limit exceeded: {self.decision.rate}"

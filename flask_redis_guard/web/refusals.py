@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import flask.globals
 from flask import Flask, Response, has_request_context, request, request_finished
-from flask.globals import request_ctx
 from werkzeug.datastructures import Headers
 from werkzeug.http import parse_set_header
 
@@ -23,6 +23,10 @@ from flask_redis_guard.events import Bus, RequestRefused
 logger = logging.getLogger("flask_redis_guard")
 
 REFUSALS = (RedisUnavailable, RateLimitExceeded)
+
+#: Where Flask before 3.2 keeps the context of the request; later versions hand it on, and warn of
+#: this name.
+_CONTEXT = "request_ctx"
 
 #: Where a request's WSGI environment remembers that its refusal was announced.
 _ANNOUNCED = "flask_redis_guard.announced"
@@ -67,7 +71,7 @@ def install(app: Flask, bus: Bus) -> None:
             announce(bus, error, answer)
         except Exception as other:  # noqa: BLE001 - whatever the app's own handler raises
             return handle_exception(*args[:-1], other)
-        _without_session(app)
+        _without_session(app, *args[:-1])
         kept = getattr(error, "kept_headers", None)
         if kept is None:
             answer = finalize(app, partial(finalize_request, *args[:-1]), answer)
@@ -101,11 +105,15 @@ def finalize(
     return answer
 
 
-def _without_session(app: Flask) -> None:
-    """Where no session could be opened, let none be saved, and hooks find an empty one."""
-    name = "_session" if hasattr(request_ctx, "_session") else "session"  # before Flask 3.1.3
-    if getattr(request_ctx, name) is None:
-        setattr(request_ctx, name, app.session_interface.make_null_session(app))
+def _without_session(app: Flask, *contexts: Any) -> None:
+    """Where no session could be opened, let none be saved, and hooks find an empty one.
+
+    :param contexts: the context of the request, which Flask hands on from 3.2 on.
+    """
+    context = contexts[0] if contexts else getattr(flask.globals, _CONTEXT)
+    name = "_session" if hasattr(context, "_session") else "session"  # before Flask 3.1.3
+    if getattr(context, name) is None:
+        setattr(context, name, app.session_interface.make_null_session(app))
 
 
 def discard(response: Response, error: BaseException) -> None:
@@ -142,7 +150,7 @@ def take_over(response: Response, kept: Headers) -> Response:
 def keep_retry_after(response: Response, error: RedisUnavailable | RateLimitExceeded) -> Response:
     """Add ``Retry-After`` where an app's own handler left it out of a 429 or 503."""
     if response.status_code in (429, 503):
-        response.headers.setdefault("Retry-After", str(error.retry_after))
+        response.headers.setdefault("Retry-After", error.retry_after_header())
     return response
 
 

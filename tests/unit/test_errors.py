@@ -42,12 +42,19 @@ def body_of(error: HTTPException) -> tuple[int, dict[str, Any], Any]:
 def test_unavailable_travels_whole(
     kind: type[RedisUnavailable], travel: Callable[[Any], Any]
 ) -> None:
-    arrived = travel(kind("GET", "timeout", 29.1))
+    error = kind("GET", "timeout", 29.1)
+    arrived = travel(error)
     assert type(arrived) is kind
     assert (arrived.operation, arrived.reason, arrived.retry_after) == ("GET", "timeout", 30)
     assert str(arrived) == "Redis is unavailable for GET (timeout)"
     assert arrived.code == 503
-    assert body_of(arrived)[2]["Retry-After"] == "30"
+    assert body_of(arrived)[2]["Retry-After"] == body_of(error)[2]["Retry-After"]
+
+
+def test_clients_are_not_told_to_return_in_step() -> None:
+    answers = [body_of(RedisUnavailable("GET", "timeout", 30))[2] for _ in range(200)]
+    assert {int(headers["Retry-After"]) for headers in answers} == set(range(30, 37))
+    assert body_of(RedisUnavailable("GET", "timeout", 1))[2]["Retry-After"] == "1"
 
 
 @pytest.mark.parametrize("travel", TRAVELS)

@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar, get_args
 from werkzeug.wrappers import Response
 
 from flask_redis_guard.client.outcomes import goes_on
-from flask_redis_guard.core.rates import Decision, Rate
-from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.core.rates import Decision, Rate, RateState
+from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Lease
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.declared import (
@@ -23,7 +23,8 @@ from flask_redis_guard.web.limits.declared import (
     refusing_errors,
     unavailable,
 )
-from flask_redis_guard.web.limits.enforce import RequestLimits, announce, current_endpoint
+from flask_redis_guard.web.limits.enforce import RequestLimits, announce, current_endpoint, exceeded
+from flask_redis_guard.web.limits.headers import Policy
 from flask_redis_guard.web.limits.resolve import check_function, function_scope, mark
 from flask_redis_guard.web.limits.subjects import Key, check_key, kind_of, subject_of
 
@@ -145,9 +146,16 @@ class ConcurrencyLimit:
             if goes_on(error, self.on_outage):
                 return None
             raise unavailable(error)  # noqa: B904 - the same one
+        rate = Rate(self.limit, self.lease, name="concurrency")
+        if isinstance(answer, Decision):
+            policy = Policy(rate, answer.states[0], concurrent=True)
+        else:
+            policy = Policy(rate, RateState(rate, True, self.limit - answer.held, 0, 0), True)
+        if state is not None:
+            state.policies[self] = [policy]
         if isinstance(answer, Decision):
             announce(runtime, answer, current_endpoint(), scope or self.function_scope)
-            raise RateLimitExceeded(answer)
+            raise exceeded(answer, [policy])
         return answer
 
     @contextmanager

@@ -33,7 +33,7 @@ from flask_redis_guard.web.limits.declared import (
     refusing_errors,
     unavailable,
 )
-from flask_redis_guard.web.limits.headers import rate_limit_headers
+from flask_redis_guard.web.limits.headers import Policy, policies_of, rate_limit_headers, violated
 from flask_redis_guard.web.limits.resolve import (
     Route,
     Routes,
@@ -155,14 +155,14 @@ class Held(Protocol):
 class RequestLimits:
     """What was judged in one request, kept on the request itself."""
 
-    __slots__ = ("_called", "_failing", "checked", "decisions", "held", "refundable", "route")
+    __slots__ = ("_called", "_failing", "checked", "held", "policies", "refundable", "route")
 
     def __init__(self) -> None:
         #: Whether the limits ahead of the view were looked for.
         self.checked = False
         self.route: Route | None = None
         #: What the response tells of each limit: the last decision, however often it was asked.
-        self.decisions: dict[Limit, Decision] = {}
+        self.policies: dict[object, list[Policy]] = {}
         #: What may be given back after the response is made.
         self.refundable: list[tuple[Limit, Decision]] = []
         self.held: list[Held] = []
@@ -183,8 +183,9 @@ class RequestLimits:
 
     def note(self, judged: Iterable[Judged]) -> None:
         """Note decisions for the response."""
-        for limit, _, decision in judged:
-            self.decisions[limit] = decision
+        for limit, charge, decision in judged:
+            if not limit.shadow:
+                self.policies[limit] = policies_of(charge.rates, decision)
             if decision.receipt is not None:
                 self.refundable.append((limit, decision))
 
@@ -287,14 +288,26 @@ def refuse(runtime: Runtime, judged: Iterable[Judged], endpoint: str | None) -> 
     :param endpoint: what the signals name.
     :raises RateLimitExceeded: if one of them is more than a shadow.
     """
-    refused: list[Decision] = []
+    refused: list[tuple[Charge, Decision]] = []
     for limit, charge, decision in judged:
         if not decision.allowed:
             if not limit.shadow:
-                refused.append(decision)
+                refused.append((charge, decision))
             announce(runtime, decision, endpoint, charge.scope, shadow=limit.shadow)
     if refused:
-        raise RateLimitExceeded(max(refused, key=lambda decision: decision.retry_after))
+        policies = [policy for one in refused for policy in policies_of(one[0].rates, one[1])]
+        worst = max((decision for _, decision in refused), key=lambda one: one.retry_after)
+        raise exceeded(worst, policies)
+
+
+def exceeded(decision: Decision, policies: list[Policy]) -> RateLimitExceeded:
+    """Return the refusal, which names what it violates as the headers of the response do.
+
+    :param policies: of the limits that refuse, for where there is no response.
+    """
+    state = RequestLimits.current()
+    told = [] if state is None else [one for listed in state.policies.values() for one in listed]
+    return RateLimitExceeded(decision, violated(told) or violated(policies))
 
 
 def announce(
@@ -420,9 +433,9 @@ class _Guard:
             return response
         for held in state.held:
             held.keep_until_sent(response)
-        if state.decisions:
-            visible = [decision for limit, decision in state.decisions.items() if not limit.shadow]
-            rate_limit_headers(response, visible, self._runtime.settings.rate_limit_headers)
+        if state.policies:
+            policies = [policy for listed in state.policies.values() for policy in listed]
+            rate_limit_headers(response, policies, self._runtime.settings.rate_limit_headers)
         for limit, decision in state.refundable:
             try:
                 if limit.is_refunded(response):

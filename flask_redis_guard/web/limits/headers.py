@@ -1,42 +1,95 @@
-"""What a response tells of its limits: ``RateLimit``, ``RateLimit-Policy``, ``X-RateLimit-*``."""
+"""What a response tells of its limits: ``RateLimit``, ``RateLimit-Policy``, ``X-RateLimit-*``.
+
+The fields are those of draft-ietf-httpapi-ratelimit-headers-11.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from flask import Response
 
 from flask_redis_guard.core.rates import Decision, Rate, RateState
 
+#: Statuses whose answer a client follows at once: what is left is no reason to wait with that.
+_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
 
-def rate_limit_headers(response: Response, decisions: Iterable[Decision], style: str) -> None:
+
+class Policy(NamedTuple):
+    """One rate of one limit, and how it stands."""
+
+    rate: Rate
+    #: ``None`` where nothing is known of it now, since another refusal was remembered.
+    state: RateState | None
+    #: Whether it is about what goes on at once.
+    concurrent: bool = False
+
+
+def policies_of(rates: Sequence[Rate], decision: Decision) -> list[Policy]:
+    """Return the policies of a limit.
+
+    :param rates: its rates.
+    :param decision: the decision about them.
+    """
+    states = decision.states
+    if len(states) == len(rates):  # what stands in for Redis has its own share of each rate
+        return [Policy(state.rate, state) for state in states]
+    known = {state.rate: state for state in states}
+    return [Policy(rate, known.get(rate)) for rate in rates]
+
+
+def rate_limit_headers(response: Response, policies: Sequence[Policy], style: str) -> None:
     """Add the headers that name every limit of the request.
 
     :param response: the response.
-    :param decisions: the decisions of the limits that can refuse.
-    :param style: ``draft`` (draft-ietf-httpapi-ratelimit-headers-10), ``legacy``, ``both`` or
-        ``none``.
+    :param policies: of the limits that can refuse.
+    :param style: ``draft``, ``legacy``, ``both`` or ``none``.
     """
-    states = [state for decision in decisions for state in decision.states]
-    if not states or style == "none":
+    if not policies or style == "none" or response.status_code in _REDIRECTS:
         return
-    if style in ("draft", "both"):
-        names = policy_names(state.rate for state in states)
-        response.headers["RateLimit-Policy"] = ", ".join(
-            f'"{name}";q={state.rate.limit};w={state.rate.per_seconds}'
-            for name, state in zip(names, states, strict=True)
-        )
-        response.headers["RateLimit"] = ", ".join(
-            f'"{name}";r={state.remaining};t={_seconds(state)}'
-            for name, state in zip(names, states, strict=True)
-        )
-    if style in ("legacy", "both"):
-        worst = min(states, key=lambda state: (state.allowed, state.remaining))
-        response.headers["X-RateLimit-Limit"] = str(worst.rate.limit)
-        response.headers["X-RateLimit-Remaining"] = str(worst.remaining)
-        response.headers["X-RateLimit-Reset"] = str(math.ceil(time.time()) + _seconds(worst))
+    known = [policy.state for policy in policies if policy.state is not None]
+    headers = response.headers
+    if style != "legacy":
+        allowed, items = _policy_field(tuple((p.rate, p.concurrent) for p in policies))
+        headers["RateLimit-Policy"] = allowed
+        if known:
+            headers["RateLimit"] = ", ".join(
+                f"{item};r={policy.state.remaining}{_reset(policy.state, policy.concurrent)}"
+                for item, policy in zip(items, policies, strict=True)
+                if policy.state is not None
+            )
+    if style != "draft" and known:
+        worst = min(known, key=lambda state: (state.allowed, state.remaining))
+        headers["X-RateLimit-Limit"] = str(worst.rate.limit)
+        headers["X-RateLimit-Remaining"] = str(worst.remaining)
+        headers["X-RateLimit-Reset"] = str(math.ceil(time.time()) + _seconds(worst))
+
+
+def violated(policies: Sequence[Policy]) -> list[str]:
+    """Return the names, as the header has them, of the policies that refuse."""
+    names = policy_names(policy.rate for policy in policies)
+    return [
+        name
+        for name, policy in zip(names, policies, strict=True)
+        if policy.state is not None and not policy.state.allowed
+    ]
+
+
+@lru_cache(1024)
+def _policy_field(policies: tuple[tuple[Rate, bool], ...]) -> tuple[str, list[str]]:
+    """Return ``RateLimit-Policy``, which is the same at every request, and the names in it."""
+    items = [f'"{name}"' for name in policy_names(rate for rate, _ in policies)]
+    field = ", ".join(
+        f'{item};q={rate.limit};qu="concurrent-requests"'
+        if concurrent
+        else f"{item};q={rate.limit};w={rate.per_seconds}"
+        for item, (rate, concurrent) in zip(items, policies, strict=True)
+    )
+    return field, items
 
 
 def policy_names(rates: Iterable[Rate]) -> list[str]:
@@ -52,6 +105,17 @@ def policy_names(rates: Iterable[Rate]) -> list[str]:
     return names
 
 
+def _reset(state: RateState, concurrent: bool) -> str:
+    if concurrent and state.allowed:  # nobody knows when one of those that go on will end
+        return ""
+    return f";t={_seconds(state)}"
+
+
 def _seconds(state: RateState) -> int:
-    """Return the seconds until more is available: never earlier than it is."""
-    return math.ceil(state.reset_after if state.allowed else state.retry_after)
+    """Return the seconds until more is available: never earlier than it is.
+
+    Whoever spends what remains within them keeps to the rate.
+    """
+    rate = state.rate
+    after = state.reset_after if state.allowed else state.retry_after
+    return max(math.ceil(after), -(-state.remaining * rate.per_seconds // rate.limit))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from flask import redirect, request
 from http_sfv.list import List as StructuredList
 
-from flask_redis_guard import Rate, RateLimitExceeded, rate_limited
+from flask_redis_guard import Rate, RateLimitExceeded, concurrency_limited, rate_limited
 from tests.integration.limits.conftest import Made
 from tests.support import RedisServer
 
@@ -106,3 +107,111 @@ def test_the_apps_own_handler_decides(make_app: Make) -> None:
     response = made.client.get("/")
     assert response.get_data(as_text=True) == "at most 1/minute"
     assert int(response.headers["Retry-After"]) >= 55
+
+
+def test_whoever_keeps_to_what_remains_keeps_to_the_rate(make_app: Make) -> None:
+    made = make_app()
+    rates = [
+        Rate(100, 60, algorithm="token-bucket", name="bucket"),
+        Rate(10, 60, burst=40, name="burst"),
+        Rate(100, 60, name="window"),
+        Rate(100, 3600, algorithm="fixed-window", name="fixed"),
+    ]
+    limited(made, rates)
+    now = parsed(made.client.get("/").headers["RateLimit"])
+    for rate in rates:
+        told = now[str(rate.name)]
+        assert told["r"] == rate.capacity - 1
+        assert told["r"] * rate.per_seconds <= told["t"] * rate.limit
+    assert now["bucket"]["t"] == 60
+    assert now["burst"]["t"] == 234
+
+
+def test_a_refusal_violates_what_the_header_names(make_app: Make) -> None:
+    made = make_app(REDIS_GUARD_DEFAULT_LIMITS="2/minute", REDIS_GUARD_DENIAL_CACHE_SIZE=0)
+    limited(made, "1/minute; 2/minute")
+    made.app.add_url_rule("/other", "other", rate_limited("2/minute; 3/hour")(lambda: "done"))
+    made.client.get("/")
+    response = made.client.get("/")
+    assert list(parsed(response.headers["RateLimit-Policy"])) == [
+        "2/minute",
+        "1/minute",
+        "2/minute (2)",
+    ]
+    assert response.json is not None
+    assert response.json["violated-policies"] == ["1/minute"]
+    made.client.get("/other")
+    response = made.client.get("/other")
+    assert response.json is not None
+    assert response.json["violated-policies"] == ["2/minute"]
+
+
+def test_the_policies_stay_the_same_where_a_refusal_is_remembered(make_app: Make) -> None:
+    made = make_app(REDIS_GUARD_DEFAULT_LIMITS="1/minute")
+    limited(made, "5/minute", key=lambda: "other")
+    policies = {made.client.get("/").headers["RateLimit-Policy"] for _ in range(4)}
+    assert policies == {'"1/minute";q=1;w=60, "5/minute";q=5;w=60'}
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_followed_at_once(make_app: Make, code: int) -> None:
+    made = make_app(REDIS_GUARD_RATE_LIMIT_HEADERS="both")
+    made.app.add_url_rule("/", "index", rate_limited("1/minute")(lambda: redirect("/to", code)))
+    headers = made.client.get("/").headers
+    assert [name for name, _ in headers.items() if "ratelimit" in name.lower()] == []
+
+
+def test_concurrency_is_no_quota_of_requests(make_app: Make) -> None:
+    made = make_app()
+    inner: list[Any] = []
+
+    @made.app.get("/")
+    @concurrency_limited(2, key=lambda: request.args["who"])
+    def view() -> str:
+        if len(inner) < 2:
+            inner.append(made.app.test_client().get("/?who=a"))
+        return "in"
+
+    response = made.client.get("/?who=a")
+    assert response.headers["RateLimit-Policy"] == '"concurrency";q=2;qu="concurrent-requests"'
+    assert parsed(response.headers["RateLimit-Policy"]) == {
+        "concurrency": {"q": 2, "qu": "concurrent-requests"}
+    }
+    assert parsed(response.headers["RateLimit"]) == {"concurrency": {"r": 1}}
+    refused = inner[0]
+    assert refused.status_code == 429
+    assert refused.json["violated-policies"] == ["concurrency"]
+    assert parsed(refused.headers["RateLimit"])["concurrency"]["r"] == 0
+    assert parsed(refused.headers["RateLimit"])["concurrency"]["t"] >= 55
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (None, "application/problem+json"),
+        ("*/*", "application/problem+json"),
+        ("application/json, text/html", "application/problem+json"),
+        ("text/html;q=0.3, application/problem+json;q=0.5", "application/problem+json"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("text/html", "text/html"),
+    ],
+)
+@pytest.mark.parametrize("outage", [False, True])
+def test_who_prefers_html_gets_a_page(
+    make_app: Make, accept: str | None, kind: str, outage: bool
+) -> None:
+    url = {"REDIS_URL": "redis://127.0.0.1:1/0"} if outage else {}
+    made = limited(make_app(**url), Rate(1, 60, name="<b>"))
+    headers = {} if accept is None else {"Accept": accept}
+    made.client.get("/", headers=headers)
+    response = made.client.get("/", headers=headers)
+    assert response.status_code == (503 if outage else 429)
+    assert response.mimetype == kind
+    assert "Accept" in response.headers["Vary"]
+    assert response.headers["Cache-Control"] == "no-store"
+    assert int(response.headers["Retry-After"]) >= 1
+    if kind == "text/html":
+        text = response.get_data(as_text=True)
+        assert text.startswith("<!doctype html>")
+        assert ("Service Unavailable" if outage else "Too Many Requests") in text
+        assert f"Try again in {response.headers['Retry-After']} s" in text
