@@ -47,7 +47,7 @@ def read_rates(rates: Any, algorithm: str | None = None) -> tuple[Rate, ...]:
     try:
         return parse_rates(rates, algorithm=algorithm)
     except ValueError as exc:
-        raise ConfigurationError("rates", rates, str(exc)) from None
+        raise ConfigurationError("rates", rates, str(exc).rpartition("; accepted: ")[2]) from None
 
 
 class KeyMaker:

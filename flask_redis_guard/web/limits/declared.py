@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -302,6 +303,11 @@ class DeclaredLimits:
     def _declare(self, rates: Rates, options: LimitOptions) -> Limit:
         if options.get("defer"):
             raise ConfigurationError("defer", True, "False; it needs a decorated view")
+        for name in options:
+            if name not in LimitOptions.__annotations__:
+                near = difflib.get_close_matches(name, LimitOptions.__annotations__, 1)
+                known = near or sorted(LimitOptions.__annotations__)
+                raise ConfigurationError(name, "...", "no such option; known: " + ", ".join(known))
         limit = Limit.declare(rates, **options)
         if not self._claimed:
             self._idle.add(self)

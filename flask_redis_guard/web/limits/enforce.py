@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import FunctionType
 from typing import Any, Protocol, TypeVar
 
 from flask import Flask, Request, Response, has_request_context, request
@@ -19,7 +20,7 @@ from werkzeug.security import safe_join
 from flask_redis_guard.client.outcomes import goes_on
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.core.rates import Decision
-from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.events import LimitExceeded
 from flask_redis_guard.limiting.plan import Charge
 from flask_redis_guard.runtime import Runtime, current
@@ -129,7 +130,43 @@ def rate_limited(
         mark(function, wrapper, limit)
         return wrapper  # type: ignore[return-value]
 
+    if isinstance(rates, FunctionType):
+        return _Decorator(rates, decorate)
     return decorate
+
+
+class _Decorator:
+    """What limits by rates from a function, unless that is the view: the parentheses were left out.
+
+    :param rates: the function.
+    :param decorate: limits another function by it.
+    :raises ConfigurationError: for a function that needs arguments, as no rates do.
+    """
+
+    def __init__(self, rates: FunctionType, decorate: Callable[[F], F]) -> None:
+        self._rates = rates
+        self._decorate = decorate
+        try:
+            inspect.signature(rates).bind()
+        except TypeError:
+            raise self._misused() from None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not callable(args[0]):
+            raise self._misused()
+        return self._decorate(args[0])
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__name__", "methods", "required_methods"):  # what a route asks a view for
+            raise self._misused()
+        raise AttributeError(name)
+
+    def _misused(self) -> ConfigurationError:
+        accepted = (
+            "rates in parentheses, @rate_limited('5/minute'), or a function of no arguments that "
+            "returns them"
+        )
+        return ConfigurationError("rates", self._rates, accepted)
 
 
 def _check_call(limit: Limit) -> None:

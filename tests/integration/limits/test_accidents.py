@@ -9,14 +9,20 @@ import logging
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
 from flask import Blueprint, Flask, Response, abort
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_redis_guard import ConfigurationError, RedisGuard, rate_limit_exceeded, rate_limited
+from flask_redis_guard import (
+    ConfigurationError,
+    RedisGuard,
+    concurrency_limited,
+    rate_limit_exceeded,
+    rate_limited,
+)
 from tests.integration.limits.conftest import Made
 from tests.support import RedisServer
 
@@ -208,6 +214,56 @@ def test_weak_limits_are_reported_once(make_app: Make, caplog: pytest.LogCapture
 def test_bad_arguments_stop_the_decoration(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         rate_limited(**options)
+
+
+def test_parentheses_that_were_left_out_are_noticed_at_once(make_app: Make) -> None:
+    app = make_app().app
+
+    def view() -> str:
+        return "in"
+
+    def view_of(name: str) -> str:
+        return name
+
+    undecorated: Any = view
+    with pytest.raises(ConfigurationError, match="in parentheses"):
+        app.get("/a")(rate_limited(undecorated))
+    with pytest.raises(ConfigurationError, match="in parentheses"):
+        app.get("/b", endpoint="b")(rate_limited(undecorated))
+    with pytest.raises(ConfigurationError, match="in parentheses"):
+        rate_limited("5/minute")(rate_limited(undecorated))
+    with pytest.raises(ConfigurationError, match="in parentheses"):
+        rate_limited(undecorated)()  # type: ignore[call-arg]
+    with pytest.raises(ConfigurationError, match="in parentheses"):
+        rate_limited(cast("Any", view_of))
+    with pytest.raises(ConfigurationError, match="whole number"):
+        concurrency_limited(undecorated)
+
+
+def test_rates_may_come_from_a_function_with_a_name(make_app: Make) -> None:
+    made = make_app()
+
+    def rates() -> str:
+        return "1/minute"
+
+    made.app.add_url_rule("/", "index", rate_limited(rates)(lambda: "in"))
+    assert made.codes("/", 2) == [200, 429]
+
+
+@pytest.mark.parametrize("rates", ["5/min", "", "often", 5])
+def test_what_is_no_rate_is_told_in_one_line(rates: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        rate_limited(rates)
+    text = str(caught.value)
+    assert text.startswith(f"rates is {rates!r}; accepted: Rate or text such as '5/minute'")
+    assert text.count("accepted") == 1
+
+
+def test_misspelt_options_are_named(make_app: Make) -> None:
+    guard: Any = make_app().guard
+    for limit in (guard.limit_app, partial(guard.limit_blueprint, Blueprint("a", __name__))):
+        with pytest.raises(ConfigurationError, match=r"on_outge .* known: on_outage"):
+            limit("5/minute", on_outge="deny")
 
 
 def test_whole_apps_and_blueprints_have_nothing_to_defer(make_app: Make) -> None:
