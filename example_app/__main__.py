@@ -15,9 +15,8 @@ from gevent.pywsgi import WSGIServer  # noqa: E402
 from example_app.app import create_app, guard  # noqa: E402
 from example_app.embedded import EmbeddedServer, find_binary  # noqa: E402
 
-#: Shorter than the defaults of 30, 5 and 300 seconds, for visitors who watch.
+#: Shorter than the defaults of 5 and 300 seconds, for visitors who watch.
 IMPATIENCE = {
-    "REDIS_GUARD_OPEN_SECONDS": "10",
     "REDIS_GUARD_HEALTH_CHECK_INTERVAL": "2",
     "REDIS_GUARD_DOWNTIME_ALERT_SECONDS": "60",
 }

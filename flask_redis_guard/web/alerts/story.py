@@ -53,7 +53,7 @@ _WORDS: Mapping[str, tuple[str, str, str]] = {
         "Redis is down, the circuit is open",
         "After {failure_count} failures no call goes to Redis. Requests that need it (rate limits, "
         "sessions, what uses the client) are answered with 503; all others are served. Restore "
-        "Redis: this process probes it again in {retry_after} s and recovers by itself.",
+        "Redis: it is checked in the background, and the application recovers by itself.",
     ),
     FAILURE_RATE_HIGH: (
         "error",

@@ -61,7 +61,7 @@ function words(answer) {
     const since = details.downtime ? ` for ${duration(details.downtime)}` : "";
     const next = redis.circuit_state === "half-open"
       ? "A probe is on its way."
-      : `The next probe goes out in ${duration(details.retry_after)}.`;
+      : "It is checked in the background; service resumes by itself.";
     return ["Redis is down", `Failing${since}. What needs Redis is answered with 503. ${next}`];
   }
   if (redis.circuit_state === "half-open") {
