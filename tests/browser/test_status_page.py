@@ -22,7 +22,7 @@ SECONDS_TO_SHOW = 3.0
 
 APP = """
 from flask import Flask
-from flask_redis_guard import RateLimitExceeded, RedisGuard
+from flask_redis_guard import RedisGuard, rate_limited
 
 app = Flask("shop")
 app.config.update(
@@ -37,14 +37,8 @@ def index():
     return str(guard.client.incr("visits"))
 
 @app.get("/limited")
+@rate_limited("2/minute")
 def limited():
-    decision = guard.limiter.hit("2/minute", "somebody", scope="limited")
-    if not decision.allowed:
-        from flask_redis_guard import rate_limit_exceeded
-        rate_limit_exceeded.send(
-            app, decision=decision, endpoint="limited", scope="limited", shadow=False
-        )
-        raise RateLimitExceeded(decision)
     return "welcome"
 """
 
