@@ -11,8 +11,7 @@ and error:
 * A connection that breaks refuses each caller of its batch once. Nothing is sent a second time.
   It is one piece of evidence, so it counts once against the breaker.
 
-Commands are sent as bytes and replies are read below redis-py's command layer: one status, error,
-whole number or bulk string for each command, which is what scripts give.
+Commands are sent as bytes and replies are read below redis-py's command layer.
 """
 
 from __future__ import annotations
@@ -46,7 +45,10 @@ MOST = 128
 #: the same host may have answered before a greenlet comes to wait: then none would meet another.
 LOOK_AROUND = 32
 
-BULK, NUMBER, STATUS, ERROR = b"$:+-"
+BULK, NUMBER, STATUS, ERROR, ARRAY = b"$:+-*"
+
+#: How deep arrays may lie in one another.
+DEEPEST = 8
 
 _NOTHING = object()
 
@@ -257,30 +259,14 @@ class Channel:
     def _hand_out(self, lane: Lane) -> None:
         """Give every complete reply in the buffer to its caller.
 
-        :raises redis.InvalidResponse: for what is no reply of a script.
+        :raises redis.InvalidResponse: for what is no reply.
         """
         buffer, at, owed, connection = lane.buffer, 0, lane.owed, lane.connection
-        while owed:
-            end = buffer.find(b"\r\n", at)
-            if end < 0:
+        while owed and at < len(buffer):
+            try:
+                reply, at = parse(buffer, at, connection.error_reply)
+            except Incomplete:
                 break
-            kind, line, after = buffer[at], buffer[at + 1 : end], end + 2
-            reply: Any
-            if kind == BULK:
-                size = whole(line)
-                after += size + 2 if size >= 0 else 0
-                if len(buffer) < after:
-                    break
-                reply = buffer[end + 2 : after - 2] if size >= 0 else None
-            elif kind == NUMBER:
-                reply = whole(line)
-            elif kind == STATUS:
-                reply = line
-            elif kind == ERROR:
-                reply = connection.error_reply(line)
-            else:
-                raise errors.InvalidResponse(f"Protocol error: {buffer[at : at + 1]!r}")
-            at = after
             connection.replied()
             owed.popleft().answer(reply)
         if not owed and at < len(buffer):
@@ -345,7 +331,50 @@ class Channel:
                 lane.home.append(lane)
 
 
-def whole(line: bytes) -> int:
+class Incomplete(Exception):
+    """The rest of a reply has not arrived yet."""
+
+
+def parse(
+    buffer: bytes, at: int, error_reply: Callable[[bytes], Exception], depth: int = 0
+) -> tuple[Any, int]:
+    """Read one reply of RESP2.
+
+    :param buffer: what has arrived.
+    :param at: where the reply begins.
+    :param error_reply: makes an exception of an error reply, which is given and not raised.
+    :returns: the reply, and where the next one begins.
+    :raises Incomplete: if its end has not arrived.
+    :raises redis.InvalidResponse: for what is no reply.
+    """
+    end = buffer.find(b"\r\n", at)
+    if end < 0:
+        raise Incomplete
+    kind, line, after = buffer[at], buffer[at + 1 : end], end + 2
+    if kind == BULK:
+        size = _whole(line)
+        if size < 0:
+            return None, after
+        after += size + 2
+        if len(buffer) < after:
+            raise Incomplete
+        return buffer[end + 2 : after - 2], after
+    if kind == NUMBER:
+        return _whole(line), after
+    if kind == STATUS:
+        return line, after
+    if kind == ERROR:
+        return error_reply(line), after
+    if kind != ARRAY or depth > DEEPEST:
+        raise errors.InvalidResponse(f"Protocol error: {buffer[at : at + 1]!r}")
+    items = []
+    for _ in range(_whole(line)):
+        item, after = parse(buffer, after, error_reply, depth + 1)
+        items.append(item)
+    return items, after
+
+
+def _whole(line: bytes) -> int:
     """Return the number that a line of the protocol is.
 
     :raises redis.InvalidResponse: if it is none.

@@ -77,8 +77,8 @@ class GuardedRedis(redis.Redis):
     def exchange(self, packed: bytes) -> Any:
         """Send a command in RESP within an operation, in one round trip with other callers'.
 
-        :param packed: the command; its reply is no list.
-        :returns: the reply: bytes, a whole number or ``None``.
+        :param packed: the command.
+        :returns: the reply, with bytes for text.
         :raises redis.RedisError: an error reply.
         """
         operation = current(self.gate)

@@ -95,7 +95,7 @@ CALLERS = """
 """
 
 MODELS = ("threads", "gevent")
-GARBAGE = [b"?what\r\n", b"$abc\r\n", b":x\r\n", b"*1\r\n$1\r\nx\r\n", b"+\xff\r\n"]
+GARBAGE = [b"?what\r\n", b"$abc\r\n", b":x\r\n", b"*x\r\n", b"*1\r\n" * 50, b"+\xff\r\n"]
 
 
 def call(
