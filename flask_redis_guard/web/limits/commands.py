@@ -1,16 +1,20 @@
-"""All limits of an app in one list: ``flask redis-guard limits`` and ``reset``, and warnings."""
+"""All limits of an app: ``flask redis-guard limits``, ``show`` and ``reset``, and warnings."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import click
+import redis
 from flask import Flask
 from flask.cli import with_appcontext
 
+from flask_redis_guard.client.script import guarded
+from flask_redis_guard.core.rates import MAX_PERIOD, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import Counted, DeclaredLimits, Limit
@@ -149,7 +153,7 @@ def limit_commands(app: Flask, runtime: Runtime, routes: Routes) -> list[click.C
     :param runtime: what belongs to it.
     :param routes: finds the limits of its routes.
     """
-    return [_limits(app, routes), _reset(app, runtime, routes)]
+    return [_limits(app, routes), _show(app, runtime, routes), _reset(app, runtime, routes)]
 
 
 _COLUMNS = {"scope": 28, "rule": 24, "limit": 24, "key": 12}
@@ -189,25 +193,6 @@ def _row(entry: Entry, counted: Counted) -> dict[str, Any]:
     return {"scope": scope, "rule": entry.rule, **counted.row(), "counted_in": elsewhere}
 
 
-def _chosen(
-    app: Flask, routes: Routes, route: str | None, scope: str | None
-) -> list[tuple[Entry, Counted]]:
-    """Return what is counted and was asked for.
-
-    :raises click.ClickException: if that is nothing.
-    """
-    wanted = f"endpoint:{route}" if route is not None else scope
-    chosen = [
-        (entry, counted)
-        for entry in survey(app, routes)
-        for counted in entry.declared.counted(entry.scope)
-        if counted.scope and wanted in (None, entry.place, counted.scope)
-    ]
-    if not chosen:
-        raise click.ClickException(f"There is no limit of {wanted or 'this app'}.")
-    return chosen
-
-
 def _reset(app: Flask, runtime: Runtime, routes: Routes) -> click.Command:
     @click.command("reset")
     @click.argument("key", required=False)
@@ -218,31 +203,175 @@ def _reset(app: Flask, runtime: Runtime, routes: Routes) -> click.Command:
         """Free KEY (an address, a user's id, a header's value ...) of what it was charged.
 
         Without KEY, free everybody; that needs --route or --scope. A worker that remembers a
-        refusal may go on refusing for up to one second.
+        refusal may go on refusing for up to one second. Ends with 1 if there was nothing to free.
         """
         if key is None and route is None and scope is None:
             raise click.UsageError("Name a KEY, or --route or --scope to free everybody.")
+        found = 0
         try:
-            freed = sum(
-                _free(runtime, counted, key) for _, counted in _chosen(app, routes, route, scope)
-            )
+            for counted in _counters(app, routes, route, scope):
+                if key is None:
+                    found += _free_everybody(runtime, counted)
+                else:
+                    used = list(_used(runtime, counted, key))
+                    found += sum(one.counters for one in used)
+                    for one in used:
+                        one.free()
         except RedisUnavailable as exc:
             raise click.ClickException(str(exc)) from exc
-        click.echo(f"Freed {key or 'everybody'} of {freed} limits.")
+        logger.info("An operator reset limits: %s counters were deleted", found)
+        if not found:
+            raise click.ClickException(f"Nothing is counted of {key or 'anybody'}.")
+        click.echo(f"Freed {key or 'everybody'}: {found} counters were found and deleted.")
 
     return reset
 
 
-def _free(runtime: Runtime, counted: Counted, key: str | None) -> int:
-    rates = counted.rates
-    if callable(rates):
-        click.echo(f"{counted.scope}: its rates are worked out for each request; not freed.")
+def _show(app: Flask, runtime: Runtime, routes: Routes) -> click.Command:
+    @click.command("show")
+    @click.argument("key")
+    @click.option("--route", metavar="ENDPOINT", help="Only the limits of this endpoint.")
+    @click.option("--scope", help="Only the limits of this scope, as `limits` names it.")
+    @click.option("--json", "as_json", is_flag=True, help="Write JSON, one counter a line.")
+    @with_appcontext
+    def show(key: str, route: str | None, scope: str | None, as_json: bool) -> None:
+        """Tell why KEY is refused: what it used of each limit, and when that is free again.
+
+        Charges nothing. Ends with 1 if nothing is counted of KEY.
+        """
+        rows: list[dict[str, Any]] = []
+        try:
+            for counted in _counters(app, routes, route, scope):
+                for one in _used(runtime, counted, key):
+                    rows += one.rows()
+        except RedisUnavailable as exc:
+            raise click.ClickException(str(exc)) from exc
+        for row in rows:
+            click.echo(json.dumps(row) if as_json else _LINE.format(**row))
+        if not rows:
+            raise click.ClickException(f"Nothing is counted of {key}.")
+
+    return show
+
+
+_LINE = "{scope:28}  {limit:24}  used {used} of {of}, {verdict}, all free in {free_in:.0f} s"
+
+
+class Used(NamedTuple):
+    """What a subject used of one limit."""
+
+    runtime: Runtime
+    counted: Counted
+    subject: tuple[str, ...]
+    #: What its rates say, as far as they count something.
+    states: tuple[RateState, ...] = ()
+    #: How many of its places are taken.
+    held: int = 0
+
+    @property
+    def counters(self) -> int:
+        """How many counters there are."""
+        return len(self.states) + (1 if self.held else 0)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Return what the command line shows of each counter."""
+        start = {"scope": self.counted.scope, "as": self.subject[0]}
+        for state in self.states:
+            verdict = "admitted" if state.allowed else f"refused for {state.retry_after:.0f} s"
+            yield {
+                **start,
+                "limit": str(state.rate),
+                "used": state.rate.capacity - state.remaining,
+                "of": state.rate.capacity,
+                "verdict": verdict,
+                "free_in": math.ceil(state.reset_after),
+            }
+        if self.held:
+            places = self.counted.places or 0
+            yield {
+                **start,
+                "limit": self.counted.limit,
+                "used": self.held,
+                "of": places,
+                "verdict": "refused" if self.held >= places else "admitted",
+                "free_in": self.counted.extras.get("lease", 0),
+            }
+
+    def free(self) -> None:
+        """Delete the counters.
+
+        :raises RedisUnavailable: if Redis gave no answer, or an error.
+        """
+        runtime, counted = self.runtime, self.counted
+        if counted.places is not None:
+            guarded("concurrency limit reset", runtime.client.delete, self.key())
+        elif isinstance(counted.rates, tuple):
+            runtime.limiter.reset(counted.rates, self.subject, scope=counted.scope)
+
+    def key(self) -> bytes:
+        """Return the key of the places."""
+        counted = self.counted
+        concurrency = self.runtime.concurrency
+        return concurrency.lease(self.subject, counted.places or 1, scope=counted.scope).key
+
+
+def _counters(
+    app: Flask, routes: Routes, route: str | None, scope: str | None
+) -> Iterator[Counted]:
+    """Return what is counted and was asked for, each counter once.
+
+    :raises click.ClickException: if that is nothing.
+    """
+    wanted = f"endpoint:{route}" if route is not None else scope
+    known, seen = False, set()
+    for entry in survey(app, routes):
+        for counted in entry.declared.counted(entry.scope):
+            if not counted.scope or wanted not in (None, entry.place, counted.scope):
+                continue
+            known = True
+            if callable(counted.rates):
+                click.echo(
+                    f"{counted.scope}: its rates are worked out for each request, and so not "
+                    "known here.",
+                    err=True,
+                )
+                continue
+            identity = (counted.scope, counted.rates, counted.places, counted.key)
+            if identity not in seen:
+                seen.add(identity)
+                yield counted
+    if not known:
+        raise click.ClickException(f"There is no limit of {wanted or 'this app'}.")
+
+
+def _used(runtime: Runtime, counted: Counted, key: str) -> Iterator[Used]:
+    """Ask what somebody used of a limit, under each name that it may have there."""
+    for subject in subjects_named(counted.key, key, runtime.settings):
+        used = Used(runtime, counted, subject)
+        if counted.places is not None:
+            held = guarded("concurrency limit", _held, runtime.client, used.key())
+            used = used._replace(held=held)
+        elif isinstance(counted.rates, tuple):
+            states = runtime.limiter.peek(counted.rates, subject, scope=counted.scope).states
+            used = used._replace(states=tuple(one for one in states if one.reset_after > 0))
+        if used.counters:
+            yield used
+
+
+def _held(client: redis.Redis, key: bytes) -> int:
+    seconds, micros = client.time()
+    return int(client.zcount(key, seconds * 1_000_000 + micros, "+inf"))
+
+
+def _free_everybody(runtime: Runtime, counted: Counted) -> int:
+    if isinstance(counted.rates, tuple):
+        return runtime.limiter.reset_all(counted.rates, counted.scope)
+    if counted.places is None:
         return 0
-    if rates is None:
-        return 0
-    if key is None:
-        runtime.limiter.reset_all(rates, counted.scope)
-    else:
-        for subject in subjects_named(counted.key, key, runtime.settings.ipv6_prefix):
-            runtime.limiter.reset(rates, subject, scope=counted.scope)
-    return 1
+    rate = Rate(counted.places, MAX_PERIOD)
+    pattern = runtime.limiter.keys.pattern(rate, counted.scope, kind=b"lease")
+    return int(guarded("concurrency limit reset", _delete_matching, runtime.client, pattern))
+
+
+def _delete_matching(client: redis.Redis, pattern: bytes) -> int:
+    return sum(client.delete(key) for key in client.scan_iter(match=pattern, count=1000))

@@ -14,7 +14,6 @@ from flask import Request, current_app, request, session
 
 from flask_redis_guard.config import KEYS, NAMED_KEY, Settings
 from flask_redis_guard.errors import ConfigurationError
-from flask_redis_guard.sessions.ids import user_tag
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -80,23 +79,64 @@ def subject_of(key: Key, settings: Settings) -> tuple[str, ...]:
     return (space, type(value).__name__, text)
 
 
-def subjects_named(key: Key, name: str, ipv6_prefix: int) -> list[tuple[str, ...]]:
+def subjects_named(key: Key, name: str, settings: Settings) -> list[tuple[str, ...]]:
     """Return every subject that a name typed by an operator can mean under a key.
 
     :param key: a limit's key.
-    :param name: an address, a user's id, a header's value, or what a callable returned.
-    :param ipv6_prefix: as for :func:`subject_of`.
+    :param name: an address, a user's id, a header's value, or the text of what a callable returned.
+    :param settings: of the app.
     """
-    if key is None or key == "address":
-        return [("address", counted_address(name, ipv6_prefix))]
-    space = "key" if callable(key) else key
-    if space.startswith("header:"):
-        space = f"header:{key.partition(':')[2].lower()}" if isinstance(key, str) else space
-    named: list[tuple[str, ...]] = [(space, kind, name) for kind in ("str", "int")]
-    if space == "user" and name:
-        # Whom a session names, and not Flask-Login, is counted by what stands for them there.
-        named.append((space, "str", user_tag(name)))
-    return named
+    key = key or settings.default_key
+    address, space = counted_address(name, settings.ipv6_prefix), kind_of(key)
+    if key == "address":
+        return [("address", address)]
+    # What gave no subject was counted by the address.
+    found: list[tuple[str, ...]] = [(f"no {space}", address)] if _is_address(name) else []
+    found += [(space, kind, name) for kind in _kinds(name)]
+    if callable(key):
+        found += [(space, kind, name.encode().hex()) for kind in ("bytes", "bytearray")]
+    return found
+
+
+def _kinds(name: str) -> list[str]:
+    """Return the types whose text a name may be."""
+    kinds = ["str"]
+    for kind, read in _READERS.items():
+        try:
+            if str(read(name)) == name:
+                kinds.append(kind)
+        except (ValueError, ArithmeticError):
+            continue
+    if name in ("True", "False"):
+        kinds.append("bool")
+    if name[:1] + name[-1:] in ("()", "[]"):
+        kinds.append("tuple" if name[0] == "(" else "list")
+    if "." in name:  # an enum's member; one of a text enum has the text alone
+        kinds.append(name.partition(".")[0])
+    return kinds
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    kind.__name__: kind
+    for kind in (
+        int,
+        float,
+        Decimal,
+        UUID,
+        ipaddress.IPv4Address,
+        ipaddress.IPv6Address,
+        ipaddress.IPv4Network,
+        ipaddress.IPv6Network,
+    )
+}
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_subject(value: Any) -> None:

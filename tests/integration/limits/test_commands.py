@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import decimal
+import enum
+import ipaddress
 import json
+import uuid
 from collections.abc import Callable
 
 import pytest
 from flask import Blueprint
 from flask.views import MethodView
 
-from flask_redis_guard import rate_limited
+from flask_redis_guard import concurrency_limited, rate_limited, websocket_limited
 from tests.integration.limits.conftest import Made
 from tests.support import RedisServer
 
@@ -65,7 +69,9 @@ def test_limits_lists_every_route(made: Made) -> None:
 
 def test_reset_frees_one_subject(made: Made) -> None:
     assert made.codes("/login", 3, "POST") == [200, 200, 429]
-    assert run(made, "reset", "192.0.2.1")[0] == 0
+    code, output = run(made, "reset", "192.0.2.1")
+    assert code == 1
+    assert output.endswith("Error: Nothing is counted of 192.0.2.1.\n")
     assert made.codes("/login", 1, "POST") == [429]
     assert run(made, "reset", "127.0.0.1", "--route", "login")[0] == 0
     assert made.codes("/login", 3, "POST") == [200, 200, 429]
@@ -83,7 +89,10 @@ def test_reset_route_frees_everybody(made: Made) -> None:
     for address in ("192.0.2.1", "192.0.2.2"):
         where = {"environ_base": {"REMOTE_ADDR": address}}
         assert made.codes("/login", 3, "POST", **where) == [200, 200, 429]
-    assert run(made, "reset", "--route", "login") == (0, "Freed everybody of 1 limits.\n")
+    assert run(made, "reset", "--route", "login") == (
+        0,
+        "Freed everybody: 2 counters were found and deleted.\n",
+    )
     for address in ("192.0.2.1", "192.0.2.2"):
         where = {"environ_base": {"REMOTE_ADDR": address}}
         assert made.codes("/login", 1, "POST", **where) == [200]
@@ -105,7 +114,10 @@ def test_reset_frees_what_is_counted_under_a_functions_name(make_app: Make) -> N
     made.app.add_url_rule("/b", "b", deferred)
     for _ in range(2):
         assert made.codes("/a", 2) == made.codes("/b", 2) == [200, 429]
-        assert run(made, "reset", "127.0.0.1") == (0, "Freed 127.0.0.1 of 2 limits.\n")
+        assert run(made, "reset", "127.0.0.1") == (
+            0,
+            "Freed 127.0.0.1: 2 counters were found and deleted.\n",
+        )
 
 
 def test_reset_says_what_it_cannot_do(made: Made) -> None:
@@ -113,7 +125,7 @@ def test_reset_says_what_it_cannot_do(made: Made) -> None:
     code, output = run(made, "reset", "--route", "nowhere")
     assert code == 1
     assert "no limit of endpoint:nowhere" in output
-    assert "not freed" in run(made, "reset", "127.0.0.1", "--route", "dynamic")[1]
+    assert "worked out for each request" in run(made, "reset", "127.0.0.1", "--route", "dynamic")[1]
 
 
 def test_reset_without_redis_fails(made: Made, own_server: RedisServer, make_app: Make) -> None:
@@ -122,3 +134,72 @@ def test_reset_without_redis_fails(made: Made, own_server: RedisServer, make_app
     code, output = run(dead, "reset", "127.0.0.1")
     assert code == 1
     assert "unavailable" in output
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "typed"),
+    [
+        ("bob", "bob"),
+        (b"bob", "bob"),
+        (7.5, "7.5"),
+        (True, "True"),
+        (("a", 1), "('a', 1)"),
+        (["a"], "['a']"),
+        (uuid.UUID(int=7), str(uuid.UUID(int=7))),
+        (decimal.Decimal("1.50"), "1.50"),
+        (ipaddress.ip_address("192.0.2.1"), "192.0.2.1"),
+        (Colour.RED, "Colour.RED"),
+        (None, "127.0.0.1"),
+    ],
+)
+def test_a_subject_is_found_as_key_functions_write_it(
+    make_app: Make, value: object, typed: str
+) -> None:
+    made = make_app()
+    view = rate_limited("1/minute", key=lambda: value)(lambda: "in")
+    made.app.add_url_rule("/", "index", view)
+    for _ in range(2):
+        assert made.codes("/", 2) == [200, 429]
+        code, output = run(made, "show", typed)
+        assert code == 0
+        assert "endpoint:index" in output
+        assert "used 1 of 1, refused for 60 s, all free in 60 s" in output
+        assert run(made, "reset", typed)[0] == 0
+    assert run(made, "show", "alice") == (1, "Error: Nothing is counted of alice.\n")
+
+
+def test_places_are_shown_and_freed(make_app: Make) -> None:
+    made = make_app()
+    shown: list[str] = []
+
+    @made.app.get("/")
+    @concurrency_limited(1, lease=30)
+    def view() -> str:
+        shown.append(run(made, "show", "127.0.0.1")[1])
+        assert run(made, "reset", "127.0.0.1")[0] == 0
+        return str(made.app.test_client().get("/").status_code if len(shown) == 1 else 0)
+
+    assert made.client.get("/").get_data(as_text=True) == "200"
+    assert "used 1 of 1, refused, all free in 30 s" in shown[0]
+    assert run(made, "reset", "--route", "index")[0] == 1
+
+
+def test_every_kind_of_limit_is_listed(made: Made) -> None:
+    made.app.add_url_rule("/one", "one", concurrency_limited(2, lease=30)(lambda: "one"))
+    handler = websocket_limited(
+        connections="5/minute", concurrent=3, messages="60/minute", max_message_size=4096
+    )(lambda ws: "")
+    made.app.add_url_rule("/ws", "ws", handler, websocket=True)
+    _, output = run(made, "limits", "--json")
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert {(row["kind"], row["limit"]) for row in rows if row["rule"] in ("/one", "/ws")} == {
+        ("at once", "2 at once"),
+        ("at once", "3 at once"),
+        ("connections", "5/minute"),
+        ("messages", "60/minute"),
+        ("message size", "4096 bytes"),
+    }
