@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: The registry of HTTP problem types (RFC 9457), which both types below belong to.
 PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types"
 
+#: Not that of the application, whose numbers stay the same for a seed, nor of a parent process.
+_random = random.SystemRandom()
+
 
 class GuardError(Exception):
     """The base of everything this package raises on purpose."""
@@ -137,11 +140,11 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     retry_after: int
     #: What the answer takes over of a complete response that it replaces, if it does.
     kept_headers: Headers | None = None
+    _share: float | None = None
 
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation
         self.reason = reason
-        self._share = random.random()
         super().__init__("A service that this request depends on is temporarily unavailable.")
         self.wait(retry_after)
 
@@ -152,13 +155,19 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
 
     def retry_after_header(self) -> str:
         """Return ``Retry-After``: up to a fifth more, so that clients do not return in step."""
-        return str(self.retry_after + int(self._share * (self.retry_after // 5 + 1)))
+        return str(self.retry_after + int(self._jitter() * (self.retry_after // 5 + 1)))
+
+    def _jitter(self) -> float:
+        share = self._share
+        if share is None:
+            share = self._share = _random.random()
+        return share
 
     def __str__(self) -> str:
         return f"Redis is unavailable for {self.operation} ({self.reason})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args, {"_share": self._share}
+        return type(self), self.args, {"_share": self._jitter()}
 
 
 class CircuitOpen(RedisUnavailable):
