@@ -66,7 +66,7 @@ class SessionStore:
         self._client = client_getter(client)
         self._prefix = prefix
         self._max_bytes = max_bytes
-        self._max_per_user = max_per_user
+        self._most_bytes, self._most_sessions = b"%d" % max_bytes, b"%d" % max_per_user
         self._bus = bus or Bus()
 
     @staticmethod
@@ -149,9 +149,8 @@ class SessionStore:
             keys: list[bytes] = []
             letters = b""
             for session_id in group:
-                key, index = ids.keys_of(self._prefix, session_id)
-                keys += [key] if index is None else [key, index]
-                letters += b"k" if index is None else b"ki"
+                told, named = self._keys(session_id)
+                letters, keys = letters + told, keys + named
             reply = self._run(_LOAD, keys, [renewed, letters])
             if reply != []:
                 return self._found(group, reply)
@@ -172,13 +171,13 @@ class SessionStore:
 
     def create(self, session_id: str, fields: Fields, lifetime_ms: int) -> None:
         """Store a session, in the place of what was there."""
-        key, index = ids.keys_of(self._prefix, session_id)
-        self._save(b"new", {b"k": key, b"i": index}, Change(fields), lifetime_ms)
+        letters, keys = self._keys(session_id)
+        self._save(letters, keys, b"new", Change(fields), lifetime_ms)
 
     def change(self, session_id: str, change: Change, lifetime_ms: int) -> Saved:
         """Change a session that exists, and renew its lifetime."""
-        key, index = ids.keys_of(self._prefix, session_id)
-        return self._save(b"change", {b"k": key, b"i": index}, change, lifetime_ms)
+        letters, keys = self._keys(session_id)
+        return self._save(letters, keys, b"change", change, lifetime_ms)
 
     def move(self, old: str, new: str, known: Fields, change: Change, lifetime_ms: int) -> Saved:
         """Change a session that exists, and give it another id: the old one is dead at once.
@@ -187,10 +186,9 @@ class SessionStore:
         """
         if isinstance(self._client(), RedisCluster) and not ids.share_slot(old, new):
             return self._move_between_slots(old, new, known, change, lifetime_ms)
-        key, index = ids.keys_of(self._prefix, new)
-        old_key, old_index = ids.keys_of(self._prefix, old)
-        roles = {b"k": key, b"i": index, b"o": old_key, b"x": old_index}
-        return self._save(b"change", roles, change, lifetime_ms)
+        letters, keys = self._keys(new)
+        old_letters, old_keys = self._keys(old, b"ox")
+        return self._save(letters + old_letters, keys + old_keys, b"change", change, lifetime_ms)
 
     def _move_between_slots(
         self, old: str, new: str, known: Fields, change: Change, lifetime_ms: int
@@ -213,23 +211,21 @@ class SessionStore:
         return Saved.STORED
 
     def _end(self, session_id: str) -> list[Any]:
-        reply = self._run(_DELETE, self._keys(session_id), [])
+        reply = self._run(_DELETE, self._keys(session_id)[1], [])
         if not isinstance(reply, list):
             raise RedisUnavailable(_DELETE.operation, "rejected")
         return reply
 
     def _save(
-        self, mode: bytes, roles: Mapping[bytes, bytes | None], change: Change, lifetime_ms: int
+        self, letters: bytes, keys: list[bytes], mode: bytes, change: Change, lifetime_ms: int
     ) -> Saved:
         self._check_size(change.set)
-        keys = {letter: key for letter, key in roles.items() if key is not None}
-        numbers = (lifetime_ms, self._max_bytes, self._max_per_user)
-        args = [b"".join(keys), mode, *(b"%d" % number for number in numbers)]
+        args = [letters, mode, b"%d" % lifetime_ms, self._most_bytes, self._most_sessions]
         args += [b"1" if change.wipe else b"", b"%d" % len(change.set)]
         for pair in change.set.items():
             args += pair
         args += change.remove
-        reply = self._run(_SAVE, list(keys.values()), args)
+        reply = self._run(_SAVE, keys, args)
         if reply == -1:
             raise SessionTooLarge(self._max_bytes)
         if reply not in _SAVED:
@@ -253,8 +249,13 @@ class SessionStore:
             largest = max(sizes, key=sizes.__getitem__)
             raise SessionTooLarge(self._max_bytes, largest.decode(), sizes[largest])
 
-    def _keys(self, session_id: str) -> list[bytes]:
-        return [key for key in ids.keys_of(self._prefix, session_id) if key is not None]
+    def _keys(self, session_id: str, letters: bytes = b"ki") -> tuple[bytes, list[bytes]]:
+        """Return the keys of a session, and for each of them its letter.
+
+        :param letters: of the session, and of the index of its user.
+        """
+        key, index = ids.keys_of(self._prefix, session_id)
+        return (letters[:1], [key]) if index is None else (letters, [key, index])
 
     def _fields(self, reply: list[Any]) -> Fields | None:
         if not reply:
