@@ -36,7 +36,7 @@ class World:
         self.app, self.guard = session_app(
             proxy.url,
             REDIS_GUARD_TIMEOUT=timeout,
-            REDIS_GUARD_FAILURE_THRESHOLD=1000,  # every request shall meet the fault itself
+            REDIS_GUARD_FAILURE_THRESHOLD=1000,  # every request is to meet the fault itself
             REDIS_GUARD_MINIMUM_CALLS=1000,
         )
         self.before_save: Callable[[], object] = lambda: None
@@ -153,7 +153,7 @@ def in_flight(world: World, fault: str) -> Callable[[], None]:
 
 
 def once(act: Callable[[], object]) -> Callable[[], object]:
-    """Whoever comes first acts; nobody passes before that is done."""
+    """Whoo comes first acts; nobody passes before that is done."""
     lock, done = threading.Lock(), threading.Event()
 
     def pass_through() -> None:
@@ -213,7 +213,7 @@ def test_a_streamed_answer_is_refused_before_its_first_byte(world: World, fault:
 
 
 @pytest.mark.parametrize("fault", ["kill", "hang", "read-only"])
-def test_whoever_reads_is_refused_and_is_never_anonymous(world: World, fault: str) -> None:
+def test_who_reads_is_refused_and_is_never_anonymous(world: World, fault: str) -> None:
     (client,) = logged_in(world, 1)
     FAULTS[fault](world)
     assert_refused(client.get("/read"))
