@@ -11,9 +11,9 @@ from flask import Blueprint, Flask, current_app, has_app_context
 
 from flask_redis_guard import signals
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.topology.factory import build_client
+from flask_redis_guard.client.topology.factory import breaker_class, build_client
 from flask_redis_guard.config import Settings
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transition
+from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.events import Bus
@@ -56,7 +56,7 @@ class Runtime:
             window_seconds=settings.window_seconds,
             downtime_seconds=settings.downtime_alert_seconds,
         )
-        self.breaker = CircuitBreaker(
+        self.breaker = breaker_class(settings.redis_url)(
             failure_threshold=settings.failure_threshold,
             failure_rate=settings.failure_rate,
             minimum_calls=settings.minimum_calls,

@@ -101,10 +101,14 @@ class Gate:
             self.bus.emit(CallBegan(name))
         permit = self.breaker.try_acquire(probe=probe)
         if isinstance(permit, Refusal):
-            if self.bus.refusals:
-                self.bus.emit(CallRefused(name))
-            raise CircuitOpen(name, "circuit-open", permit.retry_after)
+            raise self.refuse(name, permit)
         return Operation(self, name, self.timeout, permit)
+
+    def refuse(self, name: str, refusal: Refusal) -> CircuitOpen:
+        """Return the error of a call that a breaker refused."""
+        if self.bus.refusals:
+            self.bus.emit(CallRefused(name))
+        return CircuitOpen(name, "circuit-open", refusal.retry_after)
 
     def succeed(self, operation: Operation, result: object = None) -> None:
         """End an operation that came back; a pipeline's list may still tell of a failure.

@@ -22,6 +22,11 @@ _AS_BYTES: Final[dict[str, Any]] = {NEVER_DECODE: True}
 ClientSource = Any
 
 
+def is_cluster(client: object) -> bool:
+    """Whether a client is one of a cluster, the guard's or any: keys of one call share a slot."""
+    return isinstance(client, redis.RedisCluster)
+
+
 def client_getter(source: ClientSource) -> Callable[[], Any]:
     """The same in both cases: a callable without arguments that gives a client."""
     if callable(source) and not hasattr(type(source), "execute_command"):

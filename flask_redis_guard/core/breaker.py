@@ -13,7 +13,7 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -239,6 +239,11 @@ class CircuitBreaker:
             return self._leases.is_reserved(self._clock())
         return state in (CircuitState.OPEN, CircuitState.FORCED_OPEN)
 
+    @property
+    def primaries(self) -> Mapping[str, CircuitBreaker]:
+        """On a cluster the breaker of each primary, by ``host:port``; else empty."""
+        return {}
+
     # -- for operators and the monitor ---------------------------------------------------------
 
     def reset(self) -> None:
@@ -268,6 +273,10 @@ class CircuitBreaker:
             the open time is over, so that a prober that died wedges nothing; 0: it has stopped.
         """
         self._expected_until = self._clock() + seconds
+
+    def end_open_time(self) -> None:
+        """Let probes pass now: another server stands where the failed one stood."""
+        self._open_until = self._expected_until = 0.0
 
     # -- under the lock ------------------------------------------------------------------------
 

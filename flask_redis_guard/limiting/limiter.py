@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from redis.cluster import RedisCluster
-
-from flask_redis_guard.client.script import ClientSource, client_getter, guarded
+from flask_redis_guard.client.script import ClientSource, client_getter, guarded, is_cluster
 from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import Bus, LimitsDecided
@@ -200,7 +198,7 @@ class RateLimiter:
 
     def _parts(self, rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
         """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
-        if len(rows) == 1 or not isinstance(self._client(), RedisCluster):
+        if len(rows) == 1 or not is_cluster(self._client()):
             return [rows]
         parts: dict[bytes, list[Row]] = {}
         for row in sorted(rows, key=lambda row: row.group > 0):

@@ -103,6 +103,9 @@ class HealthReport:
             "connections_in_use": getattr(pool, "in_use", None),
             "connections_at_most": getattr(pool, "max_connections", None),
             "server_version": self._server_version(),
+            "primaries": {
+                node: breaker.state.value for node, breaker in self._breaker.primaries.items()
+            },
             "limited": dict(self._limited.most_common()),
             "host": socket.gethostname(),
         }

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
-from redis.cluster import RedisCluster
-
-from flask_redis_guard.client.script import ClientSource, Script, client_getter, read_lua
+from flask_redis_guard.client.script import (
+    ClientSource,
+    Script,
+    client_getter,
+    is_cluster,
+    read_lua,
+)
 from flask_redis_guard.errors import RedisUnavailable, SessionTooLarge
 from flask_redis_guard.events import Bus, SessionFailed, SessionUnreadable
 from flask_redis_guard.sessions import ids
@@ -141,7 +145,7 @@ class SessionStore:
         :raises RedisUnavailable: if Redis cannot tell.
         """
         renewed = b"" if lifetime_ms is None else b"%d" % lifetime_ms
-        if len(session_ids) > 1 and isinstance(self._client(), RedisCluster):
+        if len(session_ids) > 1 and is_cluster(self._client()):
             groups: Sequence[Sequence[str]] = [[session_id] for session_id in session_ids]
         else:
             groups = [session_ids]
@@ -184,7 +188,7 @@ class SessionStore:
 
         :param known: the fields as they were read.
         """
-        if isinstance(self._client(), RedisCluster) and not ids.share_slot(old, new):
+        if is_cluster(self._client()) and not ids.share_slot(old, new):
             return self._move_between_slots(old, new, known, change, lifetime_ms)
         letters, keys = self._keys(new)
         old_letters, old_keys = self._keys(old, b"ox")

@@ -70,6 +70,7 @@ class RedisServer:
         self._helper_password = secrets.token_hex(8)
         self._environment = dict(environment or {})
         self._options: Options = {**DEFAULT_OPTIONS, **(options or {})}
+        self._paused = False
         self._lease: PortLease | None = None
         self._configuration: dict[str, str] = {}
 
@@ -100,6 +101,7 @@ class RedisServer:
 
     def kill(self) -> None:
         """End the process with SIGKILL and wait until it is gone."""
+        self._paused = False
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
@@ -110,10 +112,12 @@ class RedisServer:
     def pause(self) -> None:
         """SIGSTOP: the kernel still accepts connections, nobody answers."""
         self._signal(signal.SIGSTOP)
+        self._paused = True
 
     def resume(self) -> None:
         """SIGCONT, the end of :meth:`pause`."""
         self._signal(signal.SIGCONT)
+        self._paused = False
 
     def restart(self, *, graceful: bool = False) -> None:
         """End the process, if it lives, and start it anew on the same port and directory."""
@@ -158,6 +162,11 @@ class RedisServer:
     def alive(self) -> bool:
         """Whether the process exists; a paused one does."""
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def answers(self) -> bool:
+        """Whether the process is there and not paused."""
+        return self.alive and not self._paused
 
     @property
     def url(self) -> str:

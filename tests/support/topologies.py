@@ -187,14 +187,21 @@ class ClusterSetup(_Topology):
 
     :param primaries: how many; at least three, or no majority can vote after a death.
     :param password: of every node.
+    :param options: more for the configuration of the nodes.
     """
 
     def __init__(
-        self, primaries: int = 3, *, password: str | None = None, node_timeout_ms: int = 1000
+        self,
+        primaries: int = 3,
+        *,
+        password: str | None = None,
+        node_timeout_ms: int = 1000,
+        options: dict[str, str] | None = None,
     ) -> None:
         self.password = password
-        options: dict[str, str | int] = {
+        configuration: dict[str, str | int] = {
             **REPLICATION,
+            **(options or {}),
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
             "cluster-node-timeout": PATIENT_MS,
@@ -203,7 +210,7 @@ class ClusterSetup(_Topology):
         self.primary_count = primaries
         self.node_timeout_ms = node_timeout_ms
         self.servers = [
-            RedisServer(password=password, options=options) for _ in range(2 * primaries)
+            RedisServer(password=password, options=configuration) for _ in range(2 * primaries)
         ]
 
     def start(self) -> None:
@@ -254,6 +261,24 @@ class ClusterSetup(_Topology):
                     if client.role()[0] in ("master", b"master"):
                         return server
         raise AssertionError(f"no living primary for {key!r}")
+
+    def serves(self) -> bool:
+        """Whether every node that answers calls the cluster well, and all slots are on such."""
+        nodes = [server for server in self.servers if server.answers]
+        return bool(nodes) and all(self._all_slots_on(nodes, server) for server in nodes)
+
+    def _all_slots_on(self, nodes: list[RedisServer], server: RedisServer) -> bool:
+        if "cluster_state:ok" not in self._ask(server, "INFO"):
+            return False
+        ports = {node.port for node in nodes}
+        count = 0
+        for line in self._ask(server, "NODES").splitlines():
+            _, address, flags, _, _, _, _, _, *slots = line.split()
+            if "master" in flags and slots:
+                if int(address.partition("@")[0].rpartition(":")[2]) not in ports:
+                    return False
+                count += 1
+        return count >= self.primary_count
 
     def settled(self) -> bool:
         """Whether every living node calls the cluster well and every replica is in sync."""

@@ -16,15 +16,20 @@ from redis.retry import Retry
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.redis import GuardedRedis
-from flask_redis_guard.client.topology.cluster import GuardedCluster
+from flask_redis_guard.client.topology.cluster import (
+    GuardedCluster,
+    NodePool,
+    NodeTCPConnection,
+    NodeTLSConnection,
+)
 from flask_redis_guard.client.topology.memory import memory_pool
-from flask_redis_guard.client.topology.nodes import NodePool, NodeTCPConnection, NodeTLSConnection
 from flask_redis_guard.client.topology.sentinel import (
     SentinelPool,
     Sentinels,
     SentinelTCPConnection,
     SentinelTLSConnection,
 )
+from flask_redis_guard.client.topology.shards import ClusterBreaker
 from flask_redis_guard.client.topology.urls import Topology, parse_topology
 from flask_redis_guard.client.transport.connections import (
     GuardedConnection,
@@ -36,6 +41,7 @@ from flask_redis_guard.client.transport.connections import (
 )
 from flask_redis_guard.client.transport.pool import GuardedPool
 from flask_redis_guard.config import HIDDEN, Settings, redact_url
+from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import ConfigurationError
 
 logger = logging.getLogger("flask_redis_guard")
@@ -65,6 +71,14 @@ _DECIDED = {
     "cache_config": "nothing: redis-py's cache reads from connections that others are using",
     "single_connection_client": "client.client(): a client that all share needs a pool",
 }
+
+
+def breaker_class(redis_url: str) -> type[CircuitBreaker]:
+    """Return what stands before a client: one breaker, or one for each primary of a cluster.
+
+    :param redis_url: the client's URL.
+    """
+    return ClusterBreaker if urlsplit(redis_url).scheme.endswith("+cluster") else CircuitBreaker
 
 
 def build_client(settings: Settings, gate: Gate) -> redis.Redis:
@@ -152,6 +166,8 @@ def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedClust
         logger.info("No in-memory store stands in for a cluster, not even in development")
     options = _connection_options(settings, topology.options)
     named = set(inspect.signature(redis.RedisCluster.__init__).parameters) - {"retry"}
+    # redis-py calls it after the handshake of each connection to a node.
+    named.add("redis_connect_func")
     client_wide = {name: options[name] for name in named & set(options)}
     if str(options.get("protocol")) != "3":
         # redis-py 7 refuses to be told so where there can be none.

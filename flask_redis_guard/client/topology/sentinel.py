@@ -39,6 +39,7 @@ from flask_redis_guard.client.transport.connections import (
 from flask_redis_guard.client.transport.pool import GuardedPool
 from flask_redis_guard.core.breaker import Permit
 from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.events import PrimaryChanged
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -341,6 +342,7 @@ class Sentinels:
             )
             self._revoke()
             self.on_change()
+            self.gate.bus.emit(PrimaryChanged(before.address, address))
         return view
 
     def _revoke(self) -> None:

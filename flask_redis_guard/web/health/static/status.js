@@ -19,6 +19,14 @@ let slots = 360; // that the charts have room for
 
 const byId = (id) => document.getElementById(id);
 
+/** One line for a cluster: which primaries are not served, and how many are. */
+function primaries(states) {
+  const all = Object.entries(states);
+  const away = all.filter(([, state]) => state !== "closed");
+  const told = away.map(([node, state]) => `${node} ${state}`);
+  return all.length ? [["Primaries", [...told, `${all.length - away.length} closed`].join(", ")]] : [];
+}
+
 function element(name, text, className) {
   const node = document.createElement(name);
   if (text !== undefined) node.textContent = text;
@@ -91,6 +99,7 @@ function facts(answer) {
     ["Last failure", last ? `${last.reason}: ${last.error} at ${last.operation}, ${clock(last.at)}` : "none so far"],
     ["Connections in use", pool],
     ["Server", details.server_version || "unknown"],
+    ...primaries(details.primaries),
   ];
 }
 
