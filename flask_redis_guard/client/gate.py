@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import BUSY, Verdict, judge, judge_replies
@@ -47,6 +47,8 @@ class Gate:
         self.memory_only = memory_only
         #: Whether the last operation was served by the in-memory store.
         self.serving_memory = memory_only
+        #: The in-memory store's connection pool.
+        self.memory: Any = None
         self.bus = bus or Bus()
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from redis.client import Monitor, Pipeline, PubSub
@@ -14,6 +14,7 @@ from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.operation import current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.transport.connections import GuardedConnection
+from flask_redis_guard.client.transport.foreign import adopt
 from flask_redis_guard.client.transport.pool import GuardedPool
 from flask_redis_guard.errors import RedisUnavailable
 
@@ -39,21 +40,29 @@ class GuardedScript(Script):
 class GuardedRedis(redis.Redis):
     """A ``redis.Redis`` behind a circuit breaker.
 
-    :param connection_pool: a :class:`~flask_redis_guard.client.transport.pool.GuardedPool`.
+    :param connection_pool: a pool, of redis-py's too: a guarded one then stands for it.
     :param options: for ``redis.Redis``.
     """
 
-    def __init__(self, *, connection_pool: GuardedPool, **options: Any) -> None:
-        self.gate: Gate = connection_pool.gate
+    #: Of the app that has a class of its own, and where its pool leads: a library may build
+    #: another client of the class of the one that it was handed.
+    app_gate: ClassVar[Gate | None] = None
+    place: ClassVar[dict[str, Any] | None] = None
+
+    def __init__(self, *args: Any, connection_pool: Any = None, **options: Any) -> None:
+        if connection_pool is None:
+            connection_pool = redis.Redis(*args, **options).connection_pool
+        pool = adopt(connection_pool, self.app_gate, self.place)
+        self.gate: Gate = pool.gate
         self.connection_pool: Any
         self.connection: Any
         if options.get("single_connection_client"):
-            self.gate.run("CONNECTION", lambda: self._init(connection_pool, options))
+            self.gate.run("CONNECTION", lambda: self._init(pool, options))
         else:
-            self._init(connection_pool, options)
+            self._init(pool, options)
 
-    def _init(self, connection_pool: GuardedPool, options: dict[str, Any]) -> None:
-        super().__init__(connection_pool=connection_pool, **options)
+    def _init(self, pool: GuardedPool, options: dict[str, Any]) -> None:
+        super().__init__(connection_pool=pool, **options)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, as one operation."""
@@ -62,7 +71,7 @@ class GuardedRedis(redis.Redis):
             return self.gate.run(operation_name(args), lambda: call(*args, **options))
 
         def on_held() -> Any:
-            self.connection.renew()
+            self._renew()
             return call(*args, **options)
 
         return self.gate.run(operation_name(args), on_held)
@@ -85,6 +94,15 @@ class GuardedRedis(redis.Redis):
         if operation is None:
             raise RuntimeError("round trips are shared inside operations only")
         return self.connection_pool.channel.exchange(packed, operation)
+
+    def _renew(self) -> None:
+        """Have the one connection be one to where this operation is served."""
+        operation, held = current(self.gate), self.connection
+        if operation is not None and operation.in_memory is isinstance(held, GuardedConnection):
+            self.connection = self.connection_pool.get_connection("_")
+            self.connection_pool.release(held)
+        if isinstance(self.connection, GuardedConnection):
+            self.connection.renew()
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""

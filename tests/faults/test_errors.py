@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import redis
+from redis._parsers import _RESP2Parser
 
 from flask_redis_guard import RedisUnavailable
-from tests.support import RedisServer, eventually
+from tests.support import MalformedServer, RedisServer, eventually
 from tests.support.guarded import Guarded
 
 
@@ -192,3 +193,42 @@ def test_a_revoked_user_is_refused_and_one_without_permission_gets_the_answer() 
         assert refusal.value.reason == "authentication"
         assert "secret" not in str(refusal.value)
         guarded.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b":abc\r\n", b"$abc\r\n", b"*abc\r\n", b"?\r\n", b"*1\r\n" * 20_000],
+    ids=["number", "length", "count", "type", "nesting"],
+)
+@pytest.mark.parametrize("parser", ["the default one", "python's"])
+def test_what_is_no_resp_is_a_failure(reply: bytes, parser: str) -> None:
+    options = {} if parser == "the default one" else {"parser_class": _RESP2Parser}
+    with MalformedServer(reply) as server:
+        guarded = Guarded(
+            server.url, REDIS_GUARD_FAILURE_THRESHOLD=2, REDIS_GUARD_CLIENT_OPTIONS=options
+        )
+        for ask in (lambda: guarded.client.get("k"), guarded.client.pipeline().get("k").execute):
+            with pytest.raises(RedisUnavailable) as refusal:
+                ask()
+            assert refusal.value.reason == "protocol"
+        assert guarded.gate.breaker.state.value == "open"
+        guarded.close()
+
+
+def test_that_nobody_else_gets_in_is_no_outage_while_others_are_served(
+    own_server: RedisServer,
+) -> None:
+    guarded = Guarded(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=1)
+    pool = guarded.client.connection_pool
+    guarded.client.ping()
+    with own_server.client() as client:
+        client.config_set("maxclients", len(client.client_list()))
+        held = pool.get_connection("_")
+        for _ in range(3):
+            with pytest.raises(RedisUnavailable) as refusal:
+                guarded.client.get("k")
+            assert refusal.value.reason == "max-clients"
+        assert guarded.gate.breaker.state.value == "closed"
+        pool.release(held)
+        assert guarded.client.get("k") is None
+    guarded.close()

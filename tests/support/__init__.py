@@ -1,7 +1,7 @@
 """Real servers, real faults and real processes for the tests."""
 
 from tests.support.apps import GunicornApp, run_python
-from tests.support.faults import DrippingServer, HandshakeStaller, SilentServer
+from tests.support.faults import DrippingServer, HandshakeStaller, MalformedServer, SilentServer
 from tests.support.proxy import Proxy, TLSIdentity
 from tests.support.servers import RedisServer
 from tests.support.topologies import ClusterSetup, SentinelSetup
@@ -12,6 +12,7 @@ __all__ = [
     "DrippingServer",
     "GunicornApp",
     "HandshakeStaller",
+    "MalformedServer",
     "Proxy",
     "RedisServer",
     "SentinelSetup",

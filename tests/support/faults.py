@@ -151,6 +151,22 @@ class HandshakeStaller(LoopbackServer):
                 connection.sendall(reply_to(command))
 
 
+class MalformedServer(LoopbackServer):
+    """Answers the handshake, and every other command with what is no RESP.
+
+    :param reply: what it says.
+    """
+
+    def __init__(self, reply: bytes) -> None:
+        self.reply = reply
+        super().__init__()
+
+    def handle(self, connection: socket.socket) -> None:
+        for command in read_commands(connection):
+            handshake = command[0].upper() in _HANDSHAKE
+            connection.sendall(reply_to(command) if handshake else self.reply)
+
+
 def read_commands(connection: socket.socket) -> Iterator[list[bytes]]:
     """The commands a client sends, each as its list of words, until it hangs up."""
     with connection.makefile("rb") as stream:

@@ -10,9 +10,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, parse_url
-from redis.retry import Retry
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.redis import GuardedRedis
@@ -39,6 +37,7 @@ from flask_redis_guard.client.transport.connections import (
     bind,
     knows_pushes,
 )
+from flask_redis_guard.client.transport.foreign import decided, place_of
 from flask_redis_guard.client.transport.pool import GuardedPool
 from flask_redis_guard.config import HIDDEN, Settings, redact_url
 from flask_redis_guard.core.breaker import CircuitBreaker
@@ -95,7 +94,8 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
     if "+" not in scheme:
         options = _connection_options(settings, _parsed(settings.redis_url, parse_url))
         kind = bind(_CLASSES.get(scheme, TCPConnection), gate)
-        return GuardedRedis(connection_pool=_pool(settings, gate, kind, options))
+        guarded = bind(GuardedRedis, gate, app_gate=gate, place=place_of(options))
+        return cast("redis.Redis", guarded(connection_pool=_pool(settings, gate, kind, options)))
     topology: Topology = _parsed(settings.redis_url, parse_topology)
     if topology.kind == "cluster":
         return cast("redis.Redis", _cluster(settings, gate, topology))
@@ -133,7 +133,7 @@ def _sentinel(settings: Settings, gate: Gate, topology: Topology) -> GuardedRedi
     options = _connection_options(settings, topology.options)
     # Transport options (certificates, keep-alive) hold for the sentinels too, credentials do not.
     inherited = {k: v for k, v in options.items() if k.startswith(("ssl", "socket_", "retry"))}
-    theirs = {**inherited, **topology.sentinel_options, **_decided(settings), "protocol": 2}
+    theirs = {**inherited, **topology.sentinel_options, **decided(settings.timeout), "protocol": 2}
     kind = bind(plain, gate)
     pools = [
         GuardedPool(
@@ -157,7 +157,7 @@ def _sentinel(settings: Settings, gate: Gate, topology: Topology) -> GuardedRedi
     pool_class = type("SentinelPool", (SentinelPool,), {"sentinels": sentinels})
     pool = _pool(settings, gate, bind(managed, gate, sentinels=sentinels), options, pool_class)
     sentinels.on_change = cast("SentinelPool", pool).retire_all
-    return GuardedRedis(connection_pool=pool)
+    return cast("GuardedRedis", bind(GuardedRedis, gate, app_gate=gate)(connection_pool=pool))
 
 
 def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedCluster:
@@ -234,27 +234,7 @@ def _connection_options(settings: Settings, from_url: dict[str, Any]) -> dict[st
         what = "2: this hiredis or redis-py takes what RESP3 pushes for replies; update both"
         raise ConfigurationError("protocol", protocol, what)
     # Protocol 2 on purpose: no push messages among the replies, one message less to connect.
-    return {"protocol": 2, **given, **_decided(settings)}
-
-
-def _decided(settings: Settings) -> dict[str, Any]:
-    """Return the options of every connection that nobody else may choose."""
-    return {
-        "socket_timeout": settings.timeout,
-        "socket_connect_timeout": settings.timeout,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "maint_notifications_config": _no_maintenance_notifications(),
-    }
-
-
-def _no_maintenance_notifications() -> Any:
-    """Return what switches them off: they would switch off the check for a dirty connection."""
-    try:
-        from redis.maint_notifications import MaintNotificationsConfig
-    except ImportError:  # redis-py before 7
-        return None
-    return MaintNotificationsConfig(enabled=False)
+    return {"protocol": 2, **given, **decided(settings.timeout)}
 
 
 def _understood(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class GuardedPool(ConnectionPool):
 
     def __init__(self, gate: Gate, memory: Any = None, **connection_options: Any) -> None:
         self.gate = gate
-        self._memory = memory
+        if memory is not None:
+            gate.memory = memory
         super().__init__(**connection_options)
 
     def reset(self) -> None:
@@ -133,14 +134,14 @@ class GuardedPool(ConnectionPool):
         operation = current(self.gate)
         if operation is not None:
             if operation.in_memory:
-                return self._memory.get_connection(*self._words(command_name))
+                return self.gate.memory.get_connection(*self._words(command_name))
             return self._checked_out(command_name)
         try:
             return self._borrow(command_name)
         except RedisUnavailable:
             if not self.gate.in_memory:
                 raise
-            return self._memory.get_connection(*self._words(command_name))
+            return self.gate.memory.get_connection(*self._words(command_name))
 
     def _borrow(self, command_name: Any) -> Any:
         operation = self.gate.begin("CONNECTION")
@@ -150,7 +151,7 @@ class GuardedPool(ConnectionPool):
                     self.gate.fault(operation)
                 if operation.in_memory:  # a fault's stand-in: its connections tell nothing back
                     self.gate.succeed(operation)
-                    return self._memory.get_connection(*self._words(command_name))
+                    return self.gate.memory.get_connection(*self._words(command_name))
                 connection = self._checked_out(command_name)
         except BaseException as exc:
             error = self.gate.fail(operation, exc)
@@ -167,7 +168,7 @@ class GuardedPool(ConnectionPool):
         redis-py's cluster client gives some connections back twice.
         """
         if not isinstance(connection, GuardedConnection):
-            self._memory.release(connection)
+            self.gate.memory.release(connection)
             return
         holder = connection.holder
         foreign = holder is not None and not holder.settled and holder is not current(self.gate)
