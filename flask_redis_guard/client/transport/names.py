@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -26,13 +27,34 @@ class _LookUp:
     """
 
     def __init__(self, question: tuple[str, int, int], known: dict[Any, Any]) -> None:
-        self.began = monotonic()
         self.answer: list[Any] | None = None
         self.error: OSError | None = None
         self.done = threading.Event()
+        self.began = monotonic()
         self._question, self._known = question, known
-        name = "redis-guard-resolver"
-        threading.Thread(target=self._ask, name=name, daemon=True).start()
+
+    def start(self, finished: Callable[[], object]) -> None:
+        """Ask.
+
+        :param finished: called when the answer is there, or there will be none.
+        :raises OSError: if there can be no thread.
+        """
+
+        def ask() -> None:
+            try:
+                self._ask()
+            finally:
+                finished()
+                self.done.set()
+
+        try:
+            threading.Thread(target=ask, name="redis-guard-resolver", daemon=True).start()
+        except BaseException as exc:
+            finished()
+            self.error = OSError("nobody can ask the resolver")
+            self.done.set()
+            if not isinstance(exc, RuntimeError):
+                raise
 
     def _ask(self) -> None:
         host, port, family = self._question
@@ -43,8 +65,6 @@ class _LookUp:
             self.error = exc
         except UnicodeError as exc:  # no host can have that name
             self.error = OSError(f"a name that cannot be looked up: {exc}")
-        finally:
-            self.done.set()
 
 
 class Names:
@@ -93,10 +113,11 @@ class Names:
 
     def _look_up(self, question: tuple[str, int, int]) -> _LookUp:
         key = (os.getpid(), threading.Thread, *question)
-        under_way = self._under_way.get(key)
-        if under_way is None or under_way.done.is_set():
-            under_way = self._under_way[key] = _LookUp(question, self._known)
-        return under_way
+        mine = _LookUp(question, self._known)
+        look_up = self._under_way.setdefault(key, mine)
+        if look_up is mine:
+            mine.start(lambda: self._under_way.pop(key, None))
+        return look_up
 
     @staticmethod
     def _patience(look_up: _LookUp, operation: Operation) -> float:
