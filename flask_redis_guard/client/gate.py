@@ -49,6 +49,8 @@ class Gate:
         self.serving_memory = memory_only
         #: The in-memory store's connection pool.
         self.memory: Any = None
+        #: Whether an exception from outside has ended an operation: a signal, a killed greenlet.
+        self.interrupted = False
         self.bus = bus or Bus()
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None
@@ -135,6 +137,8 @@ class Gate:
 
         :returns: what the caller is to see: ``exc`` itself, or a ``RedisUnavailable`` for it.
         """
+        if not isinstance(exc, Exception):
+            self.interrupted = True
         verdict = self._judge(exc)
         if verdict.reason == "timeout" and operation.was_away:
             verdict = BUSY

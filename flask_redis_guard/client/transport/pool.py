@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -32,6 +33,10 @@ _NAMED = (
 
 #: Connections that a pool has at most, whatever it is told.
 _MOST = 65_536
+
+
+class _Claim:
+    """Stands for a connection while it is made."""
 
 
 class _Turn:
@@ -74,8 +79,8 @@ class GuardedPool(ConnectionPool):
         self._turns: deque[_Turn] = deque()
         # Each connection that exists has one of so many numbers. It is free again once nobody
         # knows the connection any more, as after an exception between two lines of its user's.
-        self._numbers = list(range(min(self.max_connections, _MOST)))
         self._made: dict[int, weakref.ref[Any]] = {}
+        self._numbers = iter(range(min(self.max_connections, _MOST)))
         self.pid = os.getpid()
         self._channel = Channel(self)
 
@@ -89,7 +94,7 @@ class GuardedPool(ConnectionPool):
 
     @property
     def _created_connections(self) -> int:
-        return min(self.max_connections, _MOST) - len(self._numbers)
+        return len(self._connections())
 
     @_created_connections.setter
     def _created_connections(self, number: int) -> None:
@@ -97,7 +102,7 @@ class GuardedPool(ConnectionPool):
 
     def _connections(self) -> list[Any]:
         found = (ref() for ref in list(self._made.values()))
-        return [connection for connection in found if connection is not None]
+        return [each for each in found if isinstance(each, GuardedConnection)]
 
     def _checkpid(self) -> None:
         if self.pid != os.getpid():
@@ -257,23 +262,32 @@ class GuardedPool(ConnectionPool):
         try:
             connection = self._available_connections.pop()
         except IndexError:
-            try:
-                number = self._numbers.pop()
-            except IndexError:
+            claim = _Claim()
+            number = self._claim(weakref.ref(claim))
+            if number is None:
                 return None
-            connection = self._make(number, self._numbers)
+            connection = self.connection_class(**self.connection_kwargs)
+            connection.has_company = self.serves_besides
+            self._made[number] = weakref.ref(connection)
         connection.is_out = True
         return connection
 
-    def _make(self, number: int, numbers: list[int]) -> Any:
-        try:
-            connection = self.connection_class(**self.connection_kwargs)
-        except BaseException:
-            numbers.append(number)
-            raise
-        self._made[number] = weakref.ref(connection, lambda _: numbers.append(number))
-        connection.has_company = self.serves_besides
-        return connection
+    def _claim(self, mine: weakref.ref[Any]) -> int | None:
+        """Return the number of a connection that may be made, or none.
+
+        :param mine: of something that lives as long as it is being made.
+        """
+        number = next(self._numbers, None)
+        if number is not None and self._made.setdefault(number, mine) is mine:
+            return number
+        for number in range(min(self.max_connections, _MOST)):
+            theirs = self._made.setdefault(number, mine)
+            if theirs is not mine and theirs() is None:
+                removed = self._made.pop(number, theirs)
+                theirs = self._made.setdefault(number, mine if removed is theirs else removed)
+            if theirs is mine:
+                return number
+        return None
 
     def _wait(self, operation: Operation) -> Any:
         """Wait for a connection, in the order of arrival.
@@ -301,6 +315,10 @@ class GuardedPool(ConnectionPool):
                 self._put_back(turn.connection)
             raise
         self._withdraw(turn)
+        if turn.connection is None and self.gate.interrupted:
+            self.gate.interrupted = False
+            gc.collect()  # what was interrupted may keep a connection in a cycle of references
+            turn.connection = self._free()
         if turn.connection is None:
             raise redis.ConnectionError("No connection available")
         return turn.connection
