@@ -30,8 +30,9 @@ T = TypeVar("T")
 #: Makes what is announced from the failures in a row and the seconds to wait.
 Cause = Callable[[int, float], object]
 
-# Not the module's function: an application may have seeded that, and count on its sequence.
-_own_random = random.SystemRandom().random
+# Not the module's functions: an application may have seeded those, and count on their sequence.
+dice = random.Random()
+os.register_at_fork(after_in_child=dice.seed)
 
 #: The open time is stretched by up to this part, so that many processes do not probe in step.
 JITTER = 0.1
@@ -135,7 +136,7 @@ class CircuitBreaker:
         half_open_permits: int = 1,
         lease_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        random: Callable[[], float] = _own_random,
+        random: Callable[[], float] = dice.random,
         on_transition: Callable[[Any], object] | None = None,
     ) -> None:
         check_counts(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +17,13 @@ from typing import Any, Protocol
 from redis.exceptions import NoPermissionError, RedisError
 
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transition
-from flask_redis_guard.core.process import ProcessLock, Worker, watch_forks
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transition, dice
+from flask_redis_guard.core.process import ProcessLock, Worker, gevent_is_to_patch, watch_forks
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import CallBegan, Checked, RedisFailed, Tick
 from flask_redis_guard.observe.advice import advise
 
 logger = logging.getLogger("flask_redis_guard")
-
-# Not the module's functions: an application may have seeded those, and count on their sequence.
-_random = random.SystemRandom()
 
 #: Seconds that the probe key lives.
 PROBE_TTL = 60
@@ -150,6 +146,9 @@ class Monitor:
         self._longest = max(recovery_interval, open_seconds)
         self._worker = Worker("redis-guard-monitor", self._turn)
         self._next_check = 0.0
+        # Ahead of gevent's patches a thread would not be a greenlet: a call that the application
+        # makes while it is imported starts none, the first request or start() does.
+        self._may_start = False
         self._known: tuple[_Circuit, ...] = ()
         self._of_writes = False  # whether what failed since the last recovery was a write
         self._complained = False
@@ -170,6 +169,7 @@ class Monitor:
 
     def start(self) -> None:
         """Begin background checks in this process, unless they are running or turned off."""
+        self._may_start = True
         if not self._worker.running and self._wanted():
             self._next_check = time.monotonic() + self.interval
             if not self._worker.wake():
@@ -188,6 +188,7 @@ class Monitor:
 
     def after_fork(self) -> None:
         """Begin anew in a child process, with its first operation."""
+        self._may_start = False
         self._bus.subscribe(CallBegan, self._began)
 
     # -- one check -------------------------------------------------------------------------------
@@ -294,7 +295,8 @@ class Monitor:
     # -- what happens ----------------------------------------------------------------------------
 
     def _began(self, _: CallBegan) -> None:
-        self.start()
+        if self._may_start or not gevent_is_to_patch():
+            self.start()
 
     def _failed(self, failure: RedisFailed) -> None:
         self._of_writes = self._of_writes or failure.error.reason in _OF_WRITES
@@ -318,7 +320,7 @@ class Monitor:
         if not self._recovery_interval:
             return
         circuit.due = now + self._pause(circuit)
-        if self._worker.wake():
+        if (self._may_start or not gevent_is_to_patch()) and self._worker.wake():
             circuit.target.breaker.reserve_probes(self._reservation())
             circuit.target.breaker.expect_probe(circuit.due - now + self._patience)
 
@@ -396,7 +398,7 @@ class Monitor:
         return self._known
 
     def _pause(self, circuit: _Circuit) -> float:
-        return circuit.interval * _random.uniform(1 - JITTER, 1 + JITTER)
+        return circuit.interval * dice.uniform(1 - JITTER, 1 + JITTER)
 
     def _reservation(self) -> float:
         return self.interval or self._patience

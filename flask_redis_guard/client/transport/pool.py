@@ -227,7 +227,7 @@ class GuardedPool(ConnectionPool):
     def _keep_up(self) -> None:
         """Start empty in a new process, and once gevent has patched threads."""
         if self._lock_class is not threading.Lock:
-            if self._created_connections:
+            if self._created_connections and self.pid == os.getpid():
                 logger.warning(
                     "gevent patched sockets after connections to Redis had been made, which are "
                     "dropped now. Call monkey.patch_all() before anything else is imported."
