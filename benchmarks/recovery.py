@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -238,8 +239,9 @@ HALF_DEAD = {
 
 def flapping(worker: str) -> Table:
     """Return how often the breaker changed in five minutes of a Redis that half works."""
-    rows: list[list[object]] = []
-    for label, spoil in HALF_DEAD.items():
+
+    def endure(label: str) -> list[object]:
+        spoil = HALF_DEAD[label]
         with ExitStack() as stack:
             running = stack.enter_context(server())
             proxy = stack.enter_context(HalfDead(running.port))
@@ -259,16 +261,17 @@ def flapping(worker: str) -> Table:
             changes = _transitions(app)
             total = sum(statuses.values())
             slow = sum(a.took > 0.4 for a in load.answers if a.at >= begun)
-            rows.append(
-                [
-                    label,
-                    changes["closed open"] + changes["half-open open"],
-                    changes["half-open closed"],
-                    f"{statuses[200] / total:.1%}",
-                    f"{slow / total:.1%}",
-                    " ".join(f"{status}: {count}" for status, count in statuses.items()),
-                ]
-            )
+            return [
+                label,
+                changes["closed open"] + changes["half-open open"],
+                changes["half-open closed"],
+                f"{statuses[200] / total:.1%}",
+                f"{slow / total:.1%}",
+                " ".join(f"{status}: {count}" for status, count in statuses.items()),
+            ]
+
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(endure, HALF_DEAD))
     head = ["server", "openings", "recoveries", "served", "waited for a timeout", "statuses"]
     return Table(
         f"{FLAPPING:g} s of a half-dead Redis, gunicorn -k {worker} -w 2, both workers together",
