@@ -14,6 +14,7 @@ from flask import Request, current_app, request, session
 
 from flask_redis_guard.config import KEYS, NAMED_KEY, Settings
 from flask_redis_guard.errors import ConfigurationError
+from flask_redis_guard.sessions.ids import user_tag
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -93,6 +94,8 @@ def subjects_named(key: Key, name: str, settings: Settings) -> list[tuple[str, .
     # What gave no subject was counted by the address.
     found: list[tuple[str, ...]] = [(f"no {space}", address)] if _is_address(name) else []
     found += [(space, kind, name) for kind in _kinds(name)]
+    if key == "user" and name:  # whom a session names is counted by what stands for them there
+        found.append((space, "str", user_tag(name)))
     if callable(key):
         found += [(space, kind, name.encode().hex()) for kind in ("bytes", "bytearray")]
     return found
