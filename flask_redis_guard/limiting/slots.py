@@ -308,7 +308,7 @@ class PlaceKeeper:
             return limiter.acquire(lease)
         except CircuitOpen:
             raise  # nothing was asked
-        except RedisUnavailable as error:
+        except BaseException as error:  # the caller may be interrupted or killed as well
             self._owe(lease, error)
             raise
 
@@ -318,6 +318,9 @@ class PlaceKeeper:
             self._limiter().release(lease)
         except RedisUnavailable as error:
             self._owe(lease, error)
+        except BaseException as error:
+            self._owe(lease, error)
+            raise
 
     def recovered(self) -> None:
         """Catch up at once with what could not be done while Redis was away."""
@@ -330,7 +333,7 @@ class PlaceKeeper:
                     place.due = 0.0
             self._wake.set()
 
-    def _owe(self, lease: Lease, error: RedisUnavailable) -> None:
+    def _owe(self, lease: Lease, error: BaseException) -> None:
         """Remember a lease that Redis may hold although nobody has it."""
         with self._lock:
             self._in_this_process()
@@ -339,9 +342,10 @@ class PlaceKeeper:
             self._owed[lease] = time.monotonic() + lease.seconds
             if len(self._owed) > MOST_OWED:
                 del self._owed[next(iter(self._owed))]
-            told, self._told = self._told, True
+            tell = isinstance(error, RedisUnavailable) and not self._told
+            self._told = self._told or tell
             self._wake.set()
-        if not told:
+        if isinstance(error, RedisUnavailable) and tell:
             logger.warning(
                 "Places of concurrency limits cannot be freed until Redis is back (%s)",
                 error.reason,

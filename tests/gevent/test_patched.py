@@ -152,3 +152,37 @@ def test_app_that_worked_before_it_was_patched_works_after() -> None:
         )
     )
     assert told.split() == ["101", "forced-open"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_place_that_a_killed_greenlet_took_or_kept_is_free_soon(order: str) -> None:
+    told = run(
+        order,
+        """
+        with RedisServer() as server, Proxy(server.port) as proxy:
+            configure(proxy.url, REDIS_GUARD_TIMEOUT=5)
+            places = app.extensions["redis_guard"].places
+            def held():
+                return sum(server.client().zcard(key) for key in server.client().keys("*"))
+            def killed_in(call, *args):
+                proxy.delay(0.3)  # it reaches Redis, and nobody waits for the answer
+                victim = gevent.spawn(call, *args)
+                gevent.sleep(0.1)
+                victim.kill()
+                proxy.resume()
+            places.release(places.acquire("subject", 2, 60, "scope"))  # connects
+            killed_in(places.acquire, "subject", 2, 60, "scope")
+            eventually(lambda: held() == 1, 5, "it was taken for nobody")
+            eventually(lambda: held() == 0, 5, "it is given back")
+            lease = places.acquire("subject", 2, 60, "scope")
+            proxy.hang()
+            victim = gevent.spawn(places.release, lease)
+            gevent.sleep(0.1)
+            victim.kill()
+            proxy.cut()  # it never reaches Redis
+            proxy.resume()
+            eventually(lambda: held() == 0, 5, "it is given back")
+            print("free")
+        """,
+    )
+    assert told == ["free"]
