@@ -1,390 +1,388 @@
-"""Shared round trips: callers that come while one is under way go together in the next.
+"""Round trips that callers share.
 
-A caller that finds nothing in flight sends at once, on a connection of the pool. Callers that come
-meanwhile queue up; as soon as a lane is free, the first of them takes it and sends what all of them
-want in one write. Nobody waits for a timer. Every caller keeps its own deadline, permit, outcome
-and error:
+A caller that finds nothing in flight sends at once. Callers that come while a round trip is under
+way form the next batch, which the first of them sends when a round trip has ended: nobody waits for
+a timer, and one caller alone pays next to nothing for it.
 
-* Who leads reads the replies of all. One that is killed, or whose time is up, while replies are
-  owed hands the lane to a caller that still waits; its own reply is thrown away when it comes.
-* A caller whose time is up before it was sent is taken out of the queue: nothing is sent for it.
-* A connection that breaks refuses each caller of its batch once. Nothing is sent a second time.
-  It is one piece of evidence, so it counts once against the breaker.
+Each keeps its own time, permit, outcome and error. One member of a batch *drives* it: it writes and
+reads for all. If its time is used up, or it is killed, another member goes on exactly where it
+stopped: what was sent and what was received is known at every moment, since both are noted by the
+very call that does it. Where the connection breaks each member is refused, once: nothing is sent a
+second time.
 
-Commands are sent as bytes and replies are read below redis-py's command layer.
+There is no lock: each step is one operation of a list, a deque or a dictionary, so that neither a
+killed greenlet nor an exception of a signal handler can leave one held. Waking somebody is a hint.
+Whoever waits looks for itself at every part of its time whether there is something to do.
 """
 
 from __future__ import annotations
 
-import queue
-import sys
+import contextlib
+import os
+import select
+import ssl
+import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final
 
-from redis import exceptions as errors
+from redis import exceptions as redis_errors
+
+from flask_redis_guard.client.replies import Incomplete, read_reply
+from flask_redis_guard.client.transport.sockets import is_ready
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.operation import Operation
     from flask_redis_guard.client.transport.pool import GuardedPool
 
-#: Batches in flight at once while round trips are quick.
-LANES = 1
+#: Round trips in flight at once, as far as threads agree on it.
+LANES: Final = 2
 
-#: Further lanes for round trips that take long, and the seconds that a caller waits then: where
-#: the network takes its time, waiting for a batch would cost more than it saves.
-EXTRA_LANES = 15
-SLOW = 0.005
+#: Commands in a batch: they keep a server busy for less than a millisecond.
+BATCH: Final = 128
 
-#: Commands of one batch.
-MOST = 128
-
-#: Of so many callers that met nobody, one lets other greenlets run before it sends. A server on
-#: the same host may have answered before a greenlet comes to wait: then none would meet another.
-LOOK_AROUND = 32
-
-BULK, NUMBER, STATUS, ERROR, ARRAY = b"$:+-*"
-
-#: How deep arrays may lie in one another.
-DEEPEST = 8
-
-_NOTHING = object()
+_NOT_READY: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Call:
     """One command of one caller.
 
-    :param packed: the command in RESP.
-    :param operation: whose deadline it keeps.
+    :param operation: the caller's.
+    :param packed: the command, as it is sent.
     """
 
-    __slots__ = ("abandoned", "box", "operation", "packed", "reply")
+    __slots__ = (
+        "batch",
+        "done",
+        "error",
+        "left",
+        "operation",
+        "packed",
+        "reply",
+        "taken",
+        "wake",
+    )
 
-    def __init__(self, packed: bytes, operation: Operation) -> None:
-        self.packed = packed
+    def __init__(self, operation: Operation, packed: bytes) -> None:
         self.operation = operation
-        #: The reply; an exception for an error reply, or for why there is none.
-        self.reply: Any = _NOTHING
-        #: Whether nobody waits for the reply any more.
-        self.abandoned = False
-        #: Wakes a caller that sleeps: with a lane to lead, or with ``None`` for its reply. One that
-        #: leads at once has none.
-        self.box: queue.SimpleQueue[Lane | None] | None = None
+        self.packed = packed
+        self.batch: Batch | None = None
+        #: Whether somebody else has it in hand, though it may not be in a batch yet.
+        self.taken = False
+        self.reply: Any = None
+        self.error: BaseException | None = None
+        #: Whether there is a reply or an error.
+        self.done = False
+        #: Whether the caller has gone without either.
+        self.left = False
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
-    def answer(self, reply: Any) -> None:
-        """Give the caller its reply."""
-        self.reply = reply
-        if self.box is not None:
-            self.box.put(None)
+    def hint(self) -> None:
+        """Let the caller look whether there is something to do."""
+        with contextlib.suppress(RuntimeError, ValueError):  # not looked yet since the last
+            self.wake.release()
 
-    def offer(self, lane: Lane) -> bool:
-        """Have the caller lead a lane; false if it is gone."""
-        if self.box is None:
-            return False
-        self.box.put(lane)
-        # It may be gone, perhaps just now. One of us gets the lane: taking it out is atomic.
-        return self.take_offer() is None if self.abandoned else True
+    def result(self) -> Any:
+        """Return the reply; an error as an exception.
 
-    def take_offer(self) -> Lane | None:
-        """Return a lane that was offered and not taken, if there is one."""
-        while self.box is not None:
-            try:
-                lane = self.box.get_nowait()
-            except queue.Empty:
-                break
-            if lane is not None:
-                return lane
-        return None
-
-
-class Lane:
-    """One round trip at a time: its connection, and the calls whose replies are owed."""
-
-    __slots__ = ("buffer", "connection", "home", "operation", "owed", "parsed")
-
-    def __init__(self, home: deque[Lane] | None) -> None:
-        #: Where it waits while nobody leads it; ``None`` once it has been replaced.
-        self.home = home
-        #: The operation of who leads it, or led it last.
-        self.operation: Operation | None = None
-        self.connection: Any = None
-        self.owed: deque[Call] = deque()
-        self.buffer = b""
-        #: Whether the connection's own parser reads the replies.
-        self.parsed = False
+        :raises redis.RedisError: if there is none.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.reply
 
 
 class Channel:
-    """Sends commands over a pool's connections, many callers' in one round trip.
+    """What callers of one pool share.
 
-    :param pool: the guarded pool of one server.
+    :param pool: where connections come from.
     """
 
     def __init__(self, pool: GuardedPool) -> None:
         self._pool = pool
-        self._idle: deque[Lane] = deque()
-        self._extra: deque[Lane] = deque()
-        self._lanes = [Lane(self._idle) for _ in range(LANES)]
-        self._idle.extend(self._lanes)
-        self._extra.extend(Lane(self._extra) for _ in range(EXTRA_LANES))
+        #: Digests of the scripts that the server has been given.
+        self.known: set[bytes] = set()
+        self.forget()
+        _CHANNELS.add(self)
+
+    def forget(self) -> None:
+        """Start anew in a new process: nobody of the old one is waited for."""
+        self._in_flight: dict[object, None] = {}
         self._waiting: deque[Call] = deque()
-        self._slow_until = 0.0
-        monkey = sys.modules.get("gevent.monkey")
-        patched = monkey is not None and monkey.is_module_patched("threading")
-        #: Lets other greenlets run, once; threads need no such thing.
-        self._pause: Callable[[], object] | None = sys.modules["gevent"].sleep if patched else None
-        self._alone = 0  # callers in a row that met nobody
 
-    def exchange(self, packed: bytes, operation: Operation) -> Any:
-        """Send a command and return its reply.
+    def ask(self, operation: Operation, packed: bytes) -> Any:
+        """Send one command and return its reply, in bytes; an error as an exception.
 
-        :param packed: the command in RESP.
-        :param operation: the caller's, entered.
-        :raises redis.RedisError: an error reply, or why there is none.
-        :raises OSError: as sockets do.
+        :param operation: the caller's.
+        :param packed: the command, as it is sent.
+        :raises redis.RedisError: if there is none.
         """
-        call = Call(packed, operation)
+        in_flight = self._in_flight
+        if self._waiting or len(in_flight) >= LANES:
+            return self._share(Call(operation, packed))
         try:
-            lane = self._idle.pop()
-        except IndexError:
-            self._exchange_queued(call)
-        else:
-            try:
-                self._lead(lane, call)
-            finally:
-                call.abandoned = True
-                self._leave(lane)
-        if isinstance(call.reply, Exception):
-            raise call.reply
-        return call.reply
-
-    def _exchange_queued(self, call: Call) -> None:
-        """Wait for the reply of a batch that somebody else leads, or for a lane to lead."""
-        self._pool.admit(call.operation)
-        call.box = queue.SimpleQueue()
-        self._waiting.append(call)
-        if self._slow_until and monotonic() < self._slow_until:
-            with suppress(IndexError):
-                self._idle.append(self._extra.pop())
-        self._pass_on()  # a lane may have become free just now
-        lane = None
-        try:
-            while call.reply is _NOTHING:
-                lane = self._sleep(call, call.box)
-                if lane is not None:
-                    self._lead(lane, call)
+            in_flight[operation] = None
+            return self._pool.exchange(operation, packed)
         finally:
-            call.abandoned = True
-            lane = lane or call.take_offer()
-            if lane is not None:
-                self._leave(lane)
+            in_flight.pop(operation, None)
+            if self._waiting:
+                self._wake_next()
 
-    def _sleep(self, call: Call, box: queue.SimpleQueue[Lane | None]) -> Lane | None:
-        """Wait for the reply, or for a lane to lead.
-
-        :raises TimeoutError: when the operation's time is used up.
-        """
-        operation, began, came = call.operation, monotonic(), []
-
-        def comes(seconds: float) -> bool:
-            with suppress(queue.Empty):
-                came.append(box.get(timeout=seconds))
-            return bool(came)
-
-        if comes(operation.part):
-            operation.waited += min(monotonic() - began, operation.part)
-            return came[0]
-        operation.count(began, operation.part)
-        if operation.wait(comes):
-            return came[0]
-        self._replace_lost()
-        raise TimeoutError("the operation's time is used up")
-
-    def _lead(self, lane: Lane, call: Call) -> None:
-        """Send a batch, unless one is under way, and read its replies until ours is there."""
-        lane.operation = operation = call.operation
-        if lane.connection is None:
-            self._send(lane, call)
-        else:
-            lane.connection.lead(operation)
-        while call.reply is _NOTHING:
-            try:
-                if lane.parsed:
-                    reply = lane.connection.read_reply()
-                    lane.owed.popleft().answer(reply)
-                    continue
-                data = lane.connection.receive_some()
-                lane.buffer = lane.buffer + data if lane.buffer else data
-                self._hand_out(lane)
-            except (TimeoutError, errors.TimeoutError):
-                raise  # ours: those who still have time read on
-            except BaseException as exc:
-                if not is_killed(exc):  # while it waited, so that nothing is half done
-                    self._break(lane, call, exc)
-                raise
-        if operation.waited > SLOW:
-            self._slow_until = monotonic() + 1.0
-
-    def _send(self, lane: Lane, call: Call) -> None:
-        lane.buffer = b""
-        lane.connection = connection = self._pool.take(call.operation)
-        connection.lead(call.operation)
-        lane.parsed = connection.needs_parser
-        if self._pause is not None and not self._alone % LOOK_AROUND:
-            self._pause()
-        # Taken only now: those that came meanwhile join as well.
-        batch, waiting = [call], self._waiting
-        while waiting and len(batch) < MOST:
-            try:
-                other = waiting.popleft()
-            except IndexError:
-                break
-            if not other.abandoned:
-                batch.append(other)
-        lane.owed.extend(batch)
-        if len(batch) == 1:
-            self._alone += 1
-            packed = call.packed
-        else:
-            self._alone = 0
-            packed = b"".join([each.packed for each in batch])
+    def _share(self, call: Call) -> Any:
+        self._waiting.append(call)
         try:
-            connection.send_together(packed, len(batch))
-        except BaseException as exc:
-            self._break(lane, call, exc)
-            raise
+            while not call.done:
+                if not call.operation.wait(partial(self._is_due, call)):
+                    raise redis_errors.TimeoutError("Timeout waiting for a reply")
+                self._go_on(call)
+        finally:
+            self._leave(call)
+        return call.result()
 
-    def _hand_out(self, lane: Lane) -> None:
-        """Give every complete reply in the buffer to its caller.
+    def _is_due(self, call: Call, seconds: float) -> bool:
+        """Wait for a hint, and tell whether there is something to do for a call's caller."""
+        if not self._has_turn(call) and seconds:
+            call.wake.acquire(timeout=seconds)
+        return self._has_turn(call)
 
-        :raises redis.InvalidResponse: for what is no reply.
-        """
-        buffer, at, owed, connection = lane.buffer, 0, lane.owed, lane.connection
-        while owed and at < len(buffer):
+    def _has_turn(self, call: Call) -> bool:
+        if call.batch is not None:
+            return call.done or bool(call.batch.turn)
+        return not call.taken and len(self._in_flight) < LANES
+
+    def _go_on(self, call: Call) -> None:
+        if call.batch is None:
             try:
-                reply, at = parse(buffer, at, connection.error_reply)
-            except Incomplete:
-                break
-            connection.replied()
-            owed.popleft().answer(reply)
-        if not owed and at < len(buffer):
-            raise errors.InvalidResponse("Protocol error: more replies than commands")
-        lane.buffer = buffer[at:]
-
-    def _break(self, lane: Lane, call: Call, exc: BaseException) -> None:
-        """Refuse every caller of a batch whose connection cannot be used any more."""
-        lane.connection.disconnect()
-        while lane.owed:
-            other = lane.owed.popleft()
-            if other is not call and not other.abandoned:
-                error = errors.ConnectionError(
-                    "Batch lost: the connection of a shared round trip broke"
-                )
-                error.__cause__ = exc
-                other.answer(error)
-
-    def _leave(self, lane: Lane) -> None:
-        """Hand a lane on: to a caller whose reply is owed, else to the first that waits."""
-        for heir in list(lane.owed):
-            if heir.offer(lane):
+                self._waiting.remove(call)
+            except ValueError:
+                call.taken = True
                 return
-        connection, lane.connection = lane.connection, None
-        if connection is not None:
-            if lane.owed:  # nobody waits for what is owed: it must not reach anybody else
-                lane.owed.clear()
-                connection.disconnect()
-            connection.holder = None
-            self._pool.release(connection)
-        if lane.home is not None:
-            lane.home.append(lane)
-        if self._waiting:
-            self._pass_on()
+            call.batch = Batch(self._pool, call)
+            self._in_flight[call.batch] = None
+        if call.batch.is_over and not call.done:  # an exception of a signal handler tore it out
+            raise redis_errors.ConnectionError("The batch was lost")
+        try:
+            call.batch.fill(self._waiting)
+            call.batch.drive(call)
+        finally:
+            self._after(call.batch)
 
-    def _replace_lost(self) -> None:
-        """Replace each lane that nobody leads and that is not idle.
+    def _after(self, batch: Batch) -> None:
+        """Let somebody else drive a batch that is not over; or the next one be sent."""
+        if not batch.is_over:
+            batch.hand_on()
+        if batch.is_over:
+            self._in_flight.pop(batch, None)
+            if self._waiting:
+                self._wake_next()
 
-        An exception that a signal handler raised in an unlucky line can lose one, which would keep
-        all later callers waiting.
+    def _leave(self, call: Call) -> None:
+        if call.done:
+            return
+        call.left = True
+        try:
+            self._waiting.remove(call)
+        except ValueError:
+            if call.batch is not None:
+                self._after(call.batch)
+        else:
+            if self._waiting:
+                self._wake_next()
+
+    def _wake_next(self) -> None:
+        with contextlib.suppress(IndexError):  # somebody took it meanwhile
+            self._waiting[0].hint()
+
+
+class Batch:
+    """Commands of several callers, sent together on one connection.
+
+    :param pool: where the connection comes from.
+    :param first: the call whose caller makes it.
+    """
+
+    __slots__ = (
+        "_at",
+        "_connection",
+        "_outgoing",
+        "_pool",
+        "_received",
+        "_sent",
+        "_sent_to",
+        "_trust",
+        "is_over",
+        "members",
+        "turn",
+    )
+
+    def __init__(self, pool: GuardedPool, first: Call) -> None:
+        self._pool = pool
+        self.members = [first]
+        #: Has one item while nobody drives it.
+        self.turn: list[None] = [None]
+        #: Whether all members have their reply or error.
+        self.is_over = False
+        self._connection: Any = None
+        self._trust: Any = None  # whom the operations rely on, as who took the connection does
+        self._outgoing: bytes | None = None
+        self._sent_to: list[Call] = []
+        self._sent: list[int] = []
+        self._received: list[bytes] = []
+        self._at = (0, 0)  # replies that were handed out, and the bytes of them
+
+    def fill(self, waiting: deque[Call]) -> None:
+        """Take along who waits, unless it is sent already; each is moved by one step."""
+        if self._outgoing is not None:
+            return
+        number = min(len(waiting), BATCH - len(self.members))
+        with contextlib.suppress(IndexError):  # another thread takes some along
+            self.members.extend(map(deque.popleft, repeat(waiting, number)))
+        for call in self.members:
+            call.batch = self
+
+    def drive(self, call: Call) -> None:
+        """Write and read for all, until they are served or the caller has to leave.
+
+        :param call: whose caller drives.
+        :raises redis.TimeoutError: if its time is used up; others go on.
         """
-        idle = list(self._idle)
-        for at, lane in enumerate(self._lanes):
-            led = lane.operation is not None and not lane.operation.settled
-            if not led and lane not in idle:
-                lane.home = None
-                self._lanes[at] = Lane(self._idle)
-                self._idle.append(self._lanes[at])
+        mine: list[None] = []
+        try:
+            mine.extend(map(self.turn.pop, (0,)))
+        except IndexError:
+            return  # somebody else was faster
+        try:
+            if not self.is_over:
+                self._drive(call)
+        finally:
+            self.turn.extend(mine)
 
-    def _pass_on(self) -> None:
-        """Have the first that waits lead an idle lane."""
-        while self._waiting:
-            try:
-                lane = self._idle.pop()
-            except IndexError:
+    def hand_on(self) -> None:
+        """Let another member drive; if nobody is left, end it."""
+        for call in self.members:
+            call.batch = self
+            if not call.done and not call.left:
+                call.hint()
                 return
+        mine: list[None] = []
+        with contextlib.suppress(IndexError):  # who drives will come here
+            mine.extend(map(self.turn.pop, (0,)))
+        if mine and not self.is_over:
+            self._close()
+
+    def _close(self) -> None:
+        self.is_over = True
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._outgoing is not None and len(self._sent_to) != self._at[0]:
+            connection.disconnect()
+        connection.holder = None
+        self._pool.release(connection)
+
+    def _drive(self, call: Call) -> None:
+        operation = call.operation
+        try:
+            if self._connection is None:
+                self._connection = self._pool.take_greeted(operation)
+                self._trust = operation.trust
+            self._connection.holder = operation
+            sock = self._connection._sock
+            sock.operation = operation
+            with sock.never_waiting() as plain:
+                self._write(operation, plain)
+                while self._at[0] < len(self._sent_to):
+                    if call.done:
+                        return  # who waits for the others' replies goes on
+                    self._read(operation, plain)
+                    self._hand_out()
+        except (redis_errors.TimeoutError, TimeoutError) as exc:
+            if operation.remaining() <= 0:
+                raise redis_errors.TimeoutError(str(exc)) from exc
+            self._fail(call, exc)
+        except Exception as exc:  # noqa: BLE001 - told to each member
+            self._fail(call, exc)
+        else:
+            self._close()
+
+    def _write(self, operation: Operation, sock: Any) -> None:
+        if self._outgoing is None:
+            self._sent_to = [call for call in self.members if not call.left]
+            for call in self._sent_to:
+                call.operation.trust = self._trust
+            self._outgoing = b"".join([call.packed for call in self._sent_to])
+            self._connection._owed += len(self._sent_to)
+        view = memoryview(self._outgoing)[sum(self._sent) :]
+        while view:
             try:
-                taken = self._waiting.popleft().offer(lane)
-            except IndexError:
-                taken = False
-            if not taken and lane.home is not None:
-                lane.home.append(lane)
+                self._sent.extend(map(sock.send, (view,)))
+            except _NOT_READY:
+                self._wait(operation, select.POLLOUT)
+            view = memoryview(self._outgoing)[sum(self._sent) :]
+
+    def _read(self, operation: Operation, sock: Any) -> None:
+        known = len(self._received)
+        while len(self._received) == known:
+            try:
+                self._received.extend(map(sock.recv, (65536,)))
+            except _NOT_READY:
+                self._wait(operation, select.POLLIN)
+        if not self._received[-1]:
+            raise redis_errors.ConnectionError("Connection closed by server.")
+
+    def _wait(self, operation: Operation, event: int) -> None:
+        if not operation.wait(partial(is_ready, self._connection._sock, event)):
+            raise redis_errors.TimeoutError("Timeout reading from socket")
+
+    def _hand_out(self) -> None:
+        data = b"".join(self._received)
+        number, at = self._at
+        try:
+            while number < len(self._sent_to):
+                reply, at = read_reply(data, at)
+                call = self._sent_to[number]
+                self._connection.note_reply(reply)
+                call.reply = reply
+                call.done = True
+                number += 1
+                self._at = number, at
+                call.hint()
+        except Incomplete:
+            return
+        if at != len(data):
+            raise redis_errors.InvalidResponse("Protocol Error: more replies than commands")
+        self._connection._owed = 0
+
+    def _fail(self, driver: Call, exc: Exception) -> None:
+        """Refuse all who have no reply yet, each with an error of its own.
+
+        It is one piece of evidence, so that it counts once against the breaker.
+        """
+        for call in self.members:
+            if not call.done:
+                if call is driver:
+                    call.error = exc
+                else:
+                    call.error = redis_errors.ConnectionError(
+                        "Batch lost: the connection of a shared round trip broke"
+                    )
+                    call.error.__cause__ = exc
+                call.done = True
+                call.hint()
+        if self._connection is not None:
+            self._connection.disconnect()
+        self._close()
 
 
-class Incomplete(Exception):
-    """The rest of a reply has not arrived yet."""
+_CHANNELS: weakref.WeakSet[Channel] = weakref.WeakSet()
 
 
-def parse(
-    buffer: bytes, at: int, error_reply: Callable[[bytes], Exception], depth: int = 0
-) -> tuple[Any, int]:
-    """Read one reply of RESP2.
-
-    :param buffer: what has arrived.
-    :param at: where the reply begins.
-    :param error_reply: makes an exception of an error reply, which is given and not raised.
-    :returns: the reply, and where the next one begins.
-    :raises Incomplete: if its end has not arrived.
-    :raises redis.InvalidResponse: for what is no reply.
-    """
-    end = buffer.find(b"\r\n", at)
-    if end < 0:
-        raise Incomplete
-    kind, line, after = buffer[at], buffer[at + 1 : end], end + 2
-    if kind == BULK:
-        size = _whole(line)
-        if size < 0:
-            return None, after
-        after += size + 2
-        if len(buffer) < after:
-            raise Incomplete
-        return buffer[end + 2 : after - 2], after
-    if kind == NUMBER:
-        return _whole(line), after
-    if kind == STATUS:
-        return line, after
-    if kind == ERROR:
-        return error_reply(line), after
-    if kind != ARRAY or depth > DEEPEST:
-        raise errors.InvalidResponse(f"Protocol error: {buffer[at : at + 1]!r}")
-    items = []
-    for _ in range(_whole(line)):
-        item, after = parse(buffer, after, error_reply, depth + 1)
-        items.append(item)
-    return items, after
+def _forget_all() -> None:
+    for channel in list(_CHANNELS):
+        channel.forget()
 
 
-def _whole(line: bytes) -> int:
-    """Return the number that a line of the protocol is.
-
-    :raises redis.InvalidResponse: if it is none.
-    """
-    try:
-        return int(line)
-    except ValueError:
-        raise errors.InvalidResponse(f"Protocol error: {line[:20]!r}") from None
-
-
-def is_killed(exc: BaseException) -> bool:
-    """Tell whether an exception is what gevent throws into a greenlet that waits."""
-    return type(exc).__module__.partition(".")[0] in ("gevent", "greenlet")
+os.register_at_fork(after_in_child=_forget_all)

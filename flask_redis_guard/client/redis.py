@@ -63,6 +63,8 @@ class GuardedRedis(redis.Redis):
 
     def _init(self, pool: GuardedPool, options: dict[str, Any]) -> None:
         super().__init__(connection_pool=pool, **options)
+        #: What its scripts share round trips by, if anything.
+        self.channel = None if self.connection else pool.channel
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, as one operation."""
@@ -75,25 +77,6 @@ class GuardedRedis(redis.Redis):
             return call(*args, **options)
 
         return self.gate.run(operation_name(args), on_held)
-
-    @property
-    def shares_round_trips(self) -> bool:
-        """Whether the operation in progress may use :meth:`exchange`: it is Redis that serves it,
-        and the client is not tied to one connection."""
-        operation = current(self.gate)
-        return operation is not None and not operation.in_memory and self.connection is None
-
-    def exchange(self, packed: bytes) -> Any:
-        """Send a command in RESP within an operation, in one round trip with other callers'.
-
-        :param packed: the command.
-        :returns: the reply, with bytes for text.
-        :raises redis.RedisError: an error reply.
-        """
-        operation = current(self.gate)
-        if operation is None:
-            raise RuntimeError("round trips are shared inside operations only")
-        return self.connection_pool.channel.exchange(packed, operation)
 
     def _renew(self) -> None:
         """Have the one connection be one to where this operation is served."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
@@ -12,11 +12,17 @@ import redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError
 
+from flask_redis_guard.client.channel import Channel
+from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
+from flask_redis_guard.client.replies import read_reply
 from flask_redis_guard.errors import RedisTimeout, RedisUnavailable
 
 #: Replies of scripts are bytes, whatever ``decode_responses`` and ``encoding`` say to the user.
 _AS_BYTES: Final[dict[str, Any]] = {NEVER_DECODE: True}
+
+# The last from foreign clients that decode replies.
+_NO_ANSWER: Final = (redis.RedisError, OSError, UnicodeDecodeError)
 
 #: A redis-py client, or what gives one for each operation.
 ClientSource = Any
@@ -56,6 +62,8 @@ class Script:
         self.text = text.encode()
         digest = hashlib.sha1(self.text, usedforsecurity=False)
         self.digest = digest.hexdigest().encode()  # as bytes, which redis-py sends as they are
+        self._by_digest = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % self.digest
+        self._by_text = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(self.text), self.text)
 
     def __call__(
         self, client: Any, keys: Sequence[bytes], args: Sequence[bytes], numbers: int
@@ -66,6 +74,10 @@ class Script:
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
         return self._read(self.run(client, keys, args), numbers)
+
+    def ask_numbers(self, client: Any, packed: bytes, numbers: int) -> list[int]:
+        """Make a call as :meth:`ask` does, and return the whole numbers that it answers."""
+        return self._read(self.ask(client, packed), numbers)
 
     def many(
         self,
@@ -117,30 +129,63 @@ class Script:
 
         :raises RedisUnavailable: for every error reply.
         """
-        gate = getattr(client, "gate", None)  # where it is guarded, a reload is the same operation
+        return self.ask(client, self.pack(len(keys), (*keys, *args)))
+
+    def pack(self, keys: int, words: Iterable[bytes]) -> bytes:
+        """Return a call as it is sent: a part of it that changes may be put in later.
+
+        :param keys: how many of the words are keys.
+        :param words: keys and arguments.
+        """
+        words = (b"%d" % keys, *words)
+        packed = b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+        return b"*%d\r\n%b%b" % (len(words) + 2, self._by_digest, packed)
+
+    def ask(self, client: Any, packed: bytes) -> Any:
+        """Make a call, and return its reply in bytes.
+
+        With a guarded client it is one operation, below redis-py's layer of commands.
+
+        :param packed: from :meth:`pack`.
+        :raises RedisUnavailable: for every error reply.
+        """
+        gate = getattr(client, "gate", None)
         if gate is None:
-            return guarded(self.operation, self._run, client, keys, args)
-        call = partial(self._run, client, keys, args)
-        return guarded(self.operation, gate.run, "EVALSHA", call)
-
-    def _run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
-        exchange = getattr(client, "exchange", None)
-        try:
-            if exchange is not None and client.shares_round_trips:
-                return exchange(pack(b"EVALSHA", self.digest, b"%d" % len(keys), *keys, *args))
-            # What client.evalsha() does, without its two calls on the way.
-            return client.execute_command(
-                "EVALSHA", self.digest, len(keys), *keys, *args, **_AS_BYTES
+            return guarded(self.operation, self._command, client, packed)
+        channel = client.channel
+        if channel is None or gate.in_memory or gate.fault or gate.memory_only or current(gate):
+            return guarded(
+                self.operation, gate.run, "EVALSHA", partial(self._command, client, packed)
             )
-        except NoScriptError:  # a restart or SCRIPT FLUSH; EVAL keeps it for the next call
-            if exchange is not None and client.shares_round_trips:
-                return exchange(pack(b"EVAL", self.text, b"%d" % len(keys), *keys, *args))
-            return client.execute_command("EVAL", self.text, len(keys), *keys, *args, **_AS_BYTES)
+        operation = gate.begin("EVALSHA")
+        try:
+            if self.digest in channel.known:
+                reply = channel.ask(operation, packed)
+                if isinstance(reply, NoScriptError):  # a restart or SCRIPT FLUSH
+                    reply = self._introduce(channel, operation, packed)
+            else:
+                reply = self._introduce(channel, operation, packed)
+            if isinstance(reply, Exception):
+                raise reply
+        except BaseException as exc:
+            error = gate.fail(operation, exc)
+            raise _refusal(self.operation, error) from exc
+        gate.succeed(operation)
+        return reply
 
+    def _introduce(self, channel: Channel, operation: Operation, packed: bytes) -> Any:
+        """Send the script itself, which the server keeps for the next call."""
+        reply = channel.ask(operation, packed.replace(self._by_digest, self._by_text, 1))
+        channel.known.add(self.digest)
+        return reply
 
-def pack(*words: bytes) -> bytes:
-    """Return a command in RESP."""
-    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(w), w) for w in words])
+    def _command(self, client: Any, packed: bytes) -> Any:
+        """Make a call by way of redis-py."""
+        _, _, keys, *words = read_reply(packed, 0)[0]
+        try:
+            return client.execute_command("EVALSHA", self.digest, int(keys), *words, **_AS_BYTES)
+        except NoScriptError:
+            return client.execute_command("EVAL", self.text, int(keys), *words, **_AS_BYTES)
 
 
 def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -151,9 +196,16 @@ def guarded(operation: str, call: Callable[..., Any], *args: Any, **options: Any
     """
     try:
         return call(*args, **options)
-    except RedisUnavailable:
-        raise
-    except (redis.RedisError, OSError, UnicodeDecodeError) as error:  # the last: foreign clients
-        reason = judge(error).reason or "rejected"
-        kind = RedisTimeout if reason == "timeout" else RedisUnavailable
-        raise kind(operation, reason) from error
+    except _NO_ANSWER as error:
+        refusal = _refusal(operation, error)
+        if refusal is error:
+            raise
+        raise refusal from error
+
+
+def _refusal(operation: str, error: BaseException) -> BaseException:
+    """Return what the caller of a script is to see: no error reply may pass for an answer."""
+    if isinstance(error, RedisUnavailable) or not isinstance(error, _NO_ANSWER):
+        return error
+    reason = judge(error).reason or "rejected"
+    return (RedisTimeout if reason == "timeout" else RedisUnavailable)(operation, reason)

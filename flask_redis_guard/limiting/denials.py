@@ -52,12 +52,13 @@ class DenialCache:
     def __init__(self, size: int, monotonic: Callable[[], float]) -> None:
         self._size = size
         self._monotonic = monotonic
-        self._entries: dict[bytes, Denial | float] = {}
+        #: What is remembered, by counter; empty where there is nothing to look for.
+        self.entries: dict[bytes, Denial | float] = {}
         #: Requests answered from memory. A statistic: not synchronised.
         self.hits = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def find(self, key: bytes, cost: int) -> Denial | None:
         """The refusal that answers a request of this cost, if there is one.
@@ -65,7 +66,7 @@ class DenialCache:
         Of a refusal older than a second whose time is not over yet, one caller is let through to
         ask the store, the others are answered for another second.
         """
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if not isinstance(entry, Denial) or cost < entry.cost:
             return None
         now = self._monotonic()
@@ -91,40 +92,40 @@ class DenialCache:
 
     def remember(self, key: bytes, cost: int, sent: float, states: dict[bytes, RateState]) -> None:
         """Note that the counter of this key refused what was sent at that time."""
-        old = self._entries.get(key)
+        old = self.entries.get(key)
         if isinstance(old, float) and sent <= old:
             return  # asked before a reset, answered after it
         retry_at = sent + states[key].retry_after - _ROUNDING
         if not self._size or retry_at <= self._monotonic():
             return
-        self._entries.pop(key, None)  # so that the new entry is the youngest
+        self.entries.pop(key, None)  # so that the new entry is the youngest
         ask_at = min(retry_at, sent + MAX_AGE)
-        self._entries[key] = Denial(key, cost, sent, retry_at, ask_at, states)
+        self.entries[key] = Denial(key, cost, sent, retry_at, ask_at, states)
         self._shrink()
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """The counters have just been reset: also what was asked before and is answered later."""
         now = self._monotonic()
         for key in keys:
-            self._entries.pop(key, None)
+            self.entries.pop(key, None)
             if self._size:
-                self._entries[key] = now
+                self.entries[key] = now
         self._shrink()
 
     def admitted(self, key: bytes, cost: int) -> None:
         """The store admitted this cost: a remembered refusal of as much is not true any more."""
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         if isinstance(entry, Denial) and entry.cost <= cost:
-            self._entries.pop(key, None)
+            self.entries.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
+        self.entries.clear()
 
     def _shrink(self) -> None:
-        while len(self._entries) > self._size:
+        while len(self.entries) > self._size:
             try:
-                self._entries.pop(next(iter(self._entries)), None)
+                self.entries.pop(next(iter(self.entries)), None)
             except (StopIteration, RuntimeError):  # another thread changed it: look again
                 continue
 

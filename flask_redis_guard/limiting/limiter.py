@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from flask_redis_guard.client.script import ClientSource, client_getter, guarded, is_cluster
-from flask_redis_guard.core.rates import MAX_LIMIT, Decision, Rate, RateState
+from flask_redis_guard.core.rates import Decision, Rate, check_cost
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.events import Bus, LimitsDecided
+from flask_redis_guard.events import Bus
+from flask_redis_guard.limiting.compiled import CompiledLimits, Terms
 from flask_redis_guard.limiting.denials import DenialCache
-from flask_redis_guard.limiting.keys import KeyMaker, Limit, Rates, Subject, read_rates
+from flask_redis_guard.limiting.keys import KeyMaker, Rates, Subject, read_rates
 from flask_redis_guard.limiting.local import LocalLimiter
 from flask_redis_guard.limiting.plan import (
+    HIT,
+    PEEK,
     REPLY_WIDTH,
     Charge,
     Plan,
@@ -28,8 +32,8 @@ from flask_redis_guard.limiting.plan import (
 
 _log = logging.getLogger(__name__)
 
-_HIT: Final = b"h"
-_PEEK: Final = b"p"
+#: Sets of limits that are kept ready.
+_COMPILED: Final = 1024
 
 
 class RateLimiter:
@@ -61,11 +65,15 @@ class RateLimiter:
         bus: Bus | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client_getter(client)
-        self._monotonic = monotonic
+        #: Gives the client.
+        self.client = client_getter(client)
+        self.monotonic = monotonic
         self.keys = KeyMaker(prefix, secret)
         self.denials = DenialCache(denial_cache_size, monotonic)
-        self._bus = bus or Bus()
+        self.bus = bus or Bus()
+        # What hit() and judge() were asked before, ready to be asked again.
+        self._single: dict[tuple[object, str], CompiledLimits] = {}
+        self._several = lru_cache(_COMPILED)(self._compiled)
         #: Stands in where a limit says ``on_outage="local"``: the same methods, no Redis.
         self.local = LocalLimiter(self.keys, processes=processes)
 
@@ -81,19 +89,25 @@ class RateLimiter:
         :raises ValueError: for a bad cost.
         :raises TypeError: for a subject of another type.
         """
-        return self.judge([Charge(read_rates(rates), key, cost, scope)])[0]
+        try:
+            compiled = self._single[rates, scope]
+        except (KeyError, TypeError):
+            compiled = self._compiled_rates(rates, scope)
+        if type(cost) is int and cost == 1:
+            return compiled.judge((key,))[0]
+        return compiled.judge((key,), (check_cost(cost),))[0]
 
     def peek(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """What :meth:`hit` would say now, without charging. It always asks Redis."""
         plan = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys, self)
-        self._ask(plan, plan.rows, _PEEK)
+        self._ask(plan, plan.rows, PEEK)
         return plan.decisions()[0]
 
     def reset(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> None:
         """Free a subject of all that it was charged. ``cost`` is taken for symmetry only."""
         rows = Plan([Charge(read_rates(rates), key, cost, scope)], self.keys, self).rows
         keys = [row.key for row in rows]
-        guarded("rate limit reset", self._client().delete, *keys)
+        guarded("rate limit reset", self.client().delete, *keys)
         self.denials.forget(keys)
 
     def reset_all(self, rates: Rates, scope: str = "") -> int:
@@ -120,27 +134,33 @@ class RateLimiter:
             a charge that was not asked about then has no ``states``.
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """
-        decisions = self._judge(charges)
-        if self._bus.decisions:
-            self._bus.emit(LimitsDecided(decisions, [charge.shadow for charge in charges]))
-        return decisions
+        terms = [Terms(c.rates, c.scope, c.refundable, c.shadow) for c in charges]
+        costs = [charge.cost for charge in charges]
+        subjects = [charge.subject for charge in charges]
+        return self._several(*terms).judge(subjects, None if set(costs) == {1} else costs)
 
-    def _judge(self, charges: Sequence[Charge]) -> list[Decision]:
-        if len(charges) == 1 and not (charges[0].refundable or charges[0].shadow):
-            limits = self.keys.limits(charges[0].rates, charges[0].scope)
-            if len(limits) == 1:
-                return [self._judge_one(charges[0], limits[0])]
+    def compile(self, terms: Sequence[Terms]) -> CompiledLimits:
+        """Prepare limits that apply together, so that judging them costs the least.
+
+        What an endpoint keeps: it is good for every request that the same limits apply to.
+
+        :param terms: the limits; their subjects and costs are told for each request.
+        """
+        return CompiledLimits(self, terms)
+
+    def judge_plan(self, charges: Sequence[Charge]) -> list[Decision]:
+        """As :meth:`judge`, for whatever charges; nobody is told."""
         plan = Plan(charges, self.keys, self)
         if not plan.rows:
             return []
         remembered = self._remembered(plan)
         if remembered is not None:
             return remembered
-        sent = self._monotonic()
+        sent = self.monotonic()
         asked: list[Row] = []
         try:
             for rows in self._parts(plan.rows):
-                self._ask(plan, rows, _PEEK if plan.refused else _HIT)
+                self._ask(plan, rows, PEEK if plan.refused else HIT)
                 asked += rows
         except RedisUnavailable:
             self._take_back(plan, asked)
@@ -150,23 +170,22 @@ class RateLimiter:
         self._remember(plan, sent)
         return plan.decisions()
 
-    def _judge_one(self, charge: Charge, limit: Limit) -> Decision:
-        """The common request, one counter: what a plan would come to, at half of its time."""
-        rate, prefix, head = limit
-        key, cost = prefix + self.keys.tag(charge.subject), min(charge.cost, MAX_LIMIT + 1)
-        denial = self.denials.find(key, cost)
-        if denial is not None:
-            known = self.denials.states(denial)[key]._replace(rate=rate)
-            return Decision.of([known], remembered=True)
-        sent = self._monotonic()
-        asked, script = _HIT + judge_argument(head, cost), judge_script(head[:1])
-        room, remaining, reset, retry, _, _ = script(self._client(), (key,), (asked,), REPLY_WIDTH)
-        state = RateState(rate, room == 1, remaining, reset / 1e6, retry / 1e6)
-        if state.allowed:
-            self.denials.admitted(key, cost)
-        else:
-            self.denials.remember(key, cost, sent, {key: state})
-        return Decision.of([state])
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the counters of several subjects lie on several servers."""
+        return is_cluster(self.client())
+
+    def _compiled(self, *terms: Terms) -> CompiledLimits:
+        return CompiledLimits(self, terms)
+
+    def _compiled_rates(self, rates: Rates, scope: str) -> CompiledLimits:
+        """Compile the limit of :meth:`hit`, and keep it."""
+        compiled = self._several(Terms(read_rates(rates), scope))
+        if isinstance(rates, (str, Rate, tuple)):  # what else there is may change
+            if len(self._single) >= _COMPILED:
+                self._single.clear()
+            self._single[rates, scope] = compiled
+        return compiled
 
     def refund(self, *decisions: Decision) -> None:
         """Give back what refundable charges took, as far as it still counts.
@@ -198,7 +217,7 @@ class RateLimiter:
 
     def _parts(self, rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
         """Rows by script call: all in one; on Cluster one for each subject, enforced ones first."""
-        if len(rows) == 1 or not is_cluster(self._client()):
+        if len(rows) == 1 or not is_cluster(self.client()):
             return [rows]
         parts: dict[bytes, list[Row]] = {}
         for row in sorted(rows, key=lambda row: row.group > 0):
@@ -209,8 +228,8 @@ class RateLimiter:
         keys = [row.key for row in rows]
         asked = mode + b"".join([judge_argument(row.head, row.cost, row.group) for row in rows])
         script = judge_script(algorithms_of(rows))
-        reply = script(self._client(), keys, (asked,), REPLY_WIDTH * len(rows))
-        plan.take_reply(rows, reply, hit=mode == _HIT)
+        reply = script(self.client(), keys, (asked,), REPLY_WIDTH * len(rows))
+        plan.take_reply(rows, reply, hit=mode == HIT)
 
     def _take_back(self, plan: Plan, asked: Sequence[Row]) -> None:
         """On Cluster: free earlier subjects of what a request took that was then refused."""
@@ -228,9 +247,9 @@ class RateLimiter:
         for part in self._parts(rows) if rows else ():
             keys = [row.key for row in part]
             args = [row.refund_argument() for row in part]
-            refund_script(algorithms_of(part))(self._client(), keys, args, 0)
+            refund_script(algorithms_of(part))(self.client(), keys, args, 0)
             self.denials.forget(keys)
 
     def _delete_matching(self, rate: Rate, scope: str) -> int:
-        client, pattern = self._client(), self.keys.pattern(rate, scope)
+        client, pattern = self.client(), self.keys.pattern(rate, scope)
         return sum(client.delete(key) for key in client.scan_iter(match=pattern, count=1000))

@@ -13,6 +13,10 @@ from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.limiting.algorithms import by_code
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
 
+#: The first byte of what judge.lua is told: to charge, or only to look.
+HIT: Final = b"h"
+PEEK: Final = b"p"
+
 #: Numbers that the script answers for each counter.
 REPLY_WIDTH: Final = 6
 #: Where the parts of algorithms stand in judge.lua and refund.lua.
@@ -228,8 +232,8 @@ class Plan:
                 state = row.state if states is None else states.get(row.key)
                 if state is not None:  # under the name that the charge gives its rate
                     mine.append(state if state.rate is rate else state._replace(rate=rate))
-            if not mine:
-                found.append(_unasked(charge.rates[0]))
+            if remembered:
+                found.append(remembered_decision(mine, charge.rates[0]))
                 continue
             receipt = None
             if charge.refundable:
@@ -237,10 +241,16 @@ class Plan:
                 mine_alone = (r for r in rows if r.refundable and r.owner == index and r.charged)
                 kept = list(dict.fromkeys(mine_alone))
                 receipt = Receipt(self._issuer, kept) if kept else None
-            found.append(Decision.of(mine, remembered=remembered, receipt=receipt))
+            found.append(Decision.of(mine, receipt=receipt))
         return found
 
 
-def _unasked(rate: Rate) -> Decision:
-    """For a charge that nothing is known about, since another one's refusal was remembered."""
+def remembered_decision(states: Sequence[RateState], rate: Rate) -> Decision:
+    """Return what a remembered refusal says about a charge.
+
+    :param states: of those of its rates that were asked about then.
+    :param rate: its first.
+    """
+    if states:
+        return Decision.of(states, remembered=True)
     return Decision(True, rate.limit, 0, 0.0, 0.0, rate, (), True)

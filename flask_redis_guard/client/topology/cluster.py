@@ -328,6 +328,8 @@ class GuardedCluster(redis.RedisCluster):
     :param options: for ``redis.RedisCluster``.
     """
 
+    channel: None = None
+
     def __init__(
         self,
         gate: Gate,

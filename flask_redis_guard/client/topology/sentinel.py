@@ -528,19 +528,18 @@ class SentinelPool(GuardedPool):
 
     sentinels: Sentinels
 
-    def admit(self, operation: Operation) -> None:
-        """Remember on whom an operation relies whose command goes with another's."""
-        self.sentinels.admit(operation)
-
     def take(self, operation: Operation) -> Any:
         """Take a connection to the primary, unless that is in doubt."""
+        if not operation.active:
+            with operation:  # sentinels are asked inside it
+                return self.take(operation)
         self.sentinels.admit(operation)
         connection = super().take(operation)
         connection._watches = False
         if connection.leads_elsewhere:
             try:
                 connection.disconnect()
-                connection.connect()
+                self.make_ready(connection, operation)
             except BaseException:
                 self.release(connection)
                 raise

@@ -24,6 +24,7 @@ from redis.utils import str_if_bytes
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
+from flask_redis_guard.client.replies import Incomplete, read_reply
 from flask_redis_guard.client.transport.commands import blocking_seconds, is_lasting
 from flask_redis_guard.client.transport.names import NAMES
 from flask_redis_guard.client.transport.sockets import DeadlineSocket, Step, dial, is_ready
@@ -475,58 +476,62 @@ class GuardedConnection:
             self.gate.succeed(self.borrowed)
         return response
 
-    # What client/channel.py needs: many callers' commands and replies, below redis-py's commands.
+    def exchange(self, packed: bytes) -> Any:
+        """Send one command that does not wait at the server, and return its reply.
 
-    def lead(self, operation: Operation) -> None:
-        """Serve an operation, whoever took the connection: its time is what waiting costs.
-
-        :raises redis.TimeoutError: if less of it is left than the way there and back takes.
+        :param packed: the command, as it is sent.
+        :returns: the reply, in bytes; an error as an exception.
+        :raises redis.RedisError: if there is none; the connection is closed then.
         """
-        self.holder = self._sock.operation = operation
+        if self._greetings or self._distance or self.health_check_interval:
+            # New, or to be asked how it is: its parser has other replies to read before.
+            self.send_packed_command([packed])
+            try:
+                return self.read_response(disable_decoding=True)
+            except redis_errors.ResponseError as exc:
+                return exc
+        sock = self._sock
+        self._owed = 1
+        try:
+            sock.sendall(packed)
+            data = sock.recv(65536)
+            while True:
+                try:
+                    reply, end = read_reply(data, 0)
+                    break
+                except Incomplete:
+                    more = sock.recv(65536) if data else b""
+                    if not more:
+                        raise redis_errors.ConnectionError("Connection closed by server.") from None
+                    data += more
+            if end != len(data):
+                raise redis_errors.InvalidResponse("Protocol Error: more than one reply")
+        except TimeoutError as exc:
+            self.disconnect()
+            raise redis_errors.TimeoutError("Timeout waiting for a reply") from exc
+        except OSError as exc:
+            self.disconnect()
+            raise redis_errors.ConnectionError(self._error_message(exc)) from exc
+        except BaseException:
+            self.disconnect()
+            raise
+        self._owed = 0
+        self.note_reply(reply)
+        return reply
+
+    def be_greeted(self, operation: Operation) -> None:
+        """Read what is outstanding of the handshake, and check that all is well where asked to."""
+        if self._greetings:
+            self._settle_greetings()
         if self._distance:
             self._check_distance(operation)
+        if self.health_check_interval:
+            self.check_health()
 
-    def send_together(self, packed: bytes, commands: int) -> None:
-        """Send commands of several callers in one write.
-
-        :param packed: the commands in RESP.
-        :param commands: how many they are: as many replies are owed.
-        """
-        self._owed += commands
-        self._write(packed)
-
-    @property
-    def needs_parser(self) -> bool:
-        """Whether replies have to be read with :meth:`read_reply`: others come before or between
-        them, to the handshake or from a server that pushes."""
-        return bool(self._greetings) or str(self.protocol) == "3"
-
-    def read_reply(self) -> Any:
-        """Return the next reply, an error reply as redis-py's exception."""
-        try:
-            return self.read_response(disable_decoding=True)
-        except redis_errors.ResponseError as exc:
-            return exc
-
-    def receive_some(self) -> bytes:
-        """Return what has arrived, waiting for the first of it.
-
-        :raises redis.ConnectionError: if the server hung up.
-        """
-        data: bytes = self._sock.recv(65536)
-        if not data:
-            raise redis_errors.ConnectionError("Connection closed by server.")
-        return data
-
-    def replied(self) -> None:
-        """Note that one of the replies that are owed was read."""
-        self._owed -= 1
-
-    def error_reply(self, line: bytes) -> Exception:
-        """Return redis-py's exception for an error reply."""
-        error: Exception = self._parser.parse_error(line.decode("utf-8", "replace"))
-        self._demoted = self._demoted or isinstance(error, redis_errors.ReadOnlyError)
-        return error
+    def note_reply(self, reply: Any) -> None:
+        """Leave a server that says it is a replica."""
+        if isinstance(reply, redis_errors.ReadOnlyError):
+            self._demoted = True
 
     def _begin_again(self, borrowed: Operation) -> None:
         """Give a caller who keeps a connection a new operation for its next command."""

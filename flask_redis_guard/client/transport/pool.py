@@ -64,6 +64,8 @@ class GuardedPool(ConnectionPool):
         self.gate = gate
         if memory is not None:
             gate.memory = memory
+        #: Lets callers share round trips; ``None`` where messages could stand among the replies.
+        self.channel = None if str(connection_options.get("protocol", 2)) == "3" else Channel(self)
         super().__init__(**connection_options)
 
     def reset(self) -> None:
@@ -82,7 +84,8 @@ class GuardedPool(ConnectionPool):
         self._made: dict[int, weakref.ref[Any]] = {}
         self._numbers = iter(range(min(self.max_connections, _MOST)))
         self.pid = os.getpid()
-        self._channel = Channel(self)
+        if self.channel is not None:
+            self.channel.forget()
 
     @property
     def _in_use_connections(self) -> set[Any]:
@@ -113,12 +116,6 @@ class GuardedPool(ConnectionPool):
         options, names = self.connection_kwargs, ("host", "port", "path", "db")
         shown = ", ".join(f"{name}={options[name]}" for name in names if name in options)
         return f"<{type(self).__name__}({shown})>"
-
-    @property
-    def channel(self) -> Channel:
-        """What shares round trips over this pool's connections."""
-        self._keep_up()
-        return self._channel
 
     @property
     def in_use(self) -> int:
@@ -218,7 +215,6 @@ class GuardedPool(ConnectionPool):
         )
 
     def _checked_out(self, command_name: Any) -> Any:
-        self._keep_up()
         operation = current(self.gate)
         if operation is None:
             raise RuntimeError("connections are taken inside operations only")
@@ -235,27 +231,56 @@ class GuardedPool(ConnectionPool):
             self.reset()  # the old locks would stop all greenlets at once
         self._checkpid()
 
-    def admit(self, operation: Operation) -> None:
-        """Let an operation's command go with another's: nothing forbids it where there is one
-        server.
-
-        :raises redis.ConnectionError: while the server is in doubt.
-        """
-
     def take(self, operation: Operation) -> Any:
         """Take a connection out of the pool for an operation, ready to use.
 
         :raises redis.ConnectionError: if none is free before its time is used up.
         """
+        if self.pid != os.getpid() or self._lock_class is not threading.Lock:
+            self._keep_up()
         connection = self._free() or self._wait(operation)
         connection.holder = operation
         try:
             connection.renew()
-            connection.connect()
+            self.make_ready(connection, operation)
         except BaseException:
+            connection.holder = None
             self.release(connection)
             raise
         return connection
+
+    def take_greeted(self, operation: Operation) -> Any:
+        """Take a connection out of the pool that owes no reply to its handshake."""
+        connection = self.take(operation)
+        connection._sock.operation = operation
+        try:
+            connection.be_greeted(operation)
+        except BaseException:
+            connection.holder = None
+            self.release(connection)
+            raise
+        return connection
+
+    def make_ready(self, connection: Any, operation: Operation) -> None:
+        """Connect unless connected, inside the operation."""
+        if operation.active:
+            connection.connect()
+        elif connection._sock is None or connection.is_greeting:
+            with operation:
+                connection.connect()
+
+    def exchange(self, operation: Operation, packed: bytes) -> Any:
+        """Send one command and return its reply, in bytes; an error as an exception.
+
+        :raises redis.RedisError: if there is none.
+        """
+        connection = self.take(operation)
+        try:
+            connection._sock.operation = operation
+            return connection.exchange(packed)
+        finally:
+            connection.holder = None  # as far as this operation is concerned, it is given back
+            self.release(connection)
 
     def _free(self) -> Any:
         """Return a connection that is free or new; ``None`` if all are in use."""

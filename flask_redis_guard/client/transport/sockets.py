@@ -6,12 +6,13 @@ caller for ever. Here every single wait is taken off what its operation may wait
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from time import monotonic
 from typing import Any
 
@@ -44,6 +45,21 @@ class DeadlineSocket:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
+
+    @contextlib.contextmanager
+    def never_waiting(self) -> Iterator[Any]:
+        """Give the socket below, whose calls either succeed at once or raise.
+
+        Under gevent it is the one below gevent's: where that waits, an exception of a signal
+        handler could lose what was received.
+        """
+        if not self._tls:
+            self._sock.settimeout(0)
+        try:
+            yield getattr(self._sock, "_sock", self._sock)
+        finally:
+            if not self._tls and self._sock.fileno() >= 0:
+                self._sock.settimeout(self._part)
 
     def settimeout(self, seconds: float | None) -> None:
         """Remember what redis-py asks for; it counts where no operation's time is up sooner."""
