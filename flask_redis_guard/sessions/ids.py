@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 from binascii import b2a_base64
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from uuid import UUID
@@ -63,6 +64,7 @@ def share_slot(one: str, other: str) -> bool:
     return _slot(one) == _slot(other)
 
 
+@lru_cache(maxsize=1024)  # a session is read and written, and its user goes on to the next page
 def keys_of(prefix: str, session_id: str) -> Keys:
     """Return the keys of a session.
 

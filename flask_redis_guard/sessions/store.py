@@ -156,22 +156,20 @@ class SessionStore:
                 told, named = self._keys(session_id)
                 letters, keys = letters + told, keys + named
             reply = self._run(_LOAD, keys, [renewed, letters])
-            if reply != []:
-                return self._found(group, reply)
+            if reply == []:
+                continue
+            try:
+                nth, flat = reply
+                session_id = group[nth - 1]
+            except (IndexError, TypeError, ValueError):
+                raise RedisUnavailable(_LOAD.operation, "rejected") from None
+            try:
+                fields = unmarked(flat)
+                return Found(session_id, fields, decode(fields))
+            except UnreadableError as error:
+                self._report(error)
+                return None
         return None
-
-    def _found(self, session_ids: Sequence[str], reply: Any) -> Found | None:
-        try:
-            nth, flat = reply
-            session_id = session_ids[nth - 1]
-        except (IndexError, TypeError, ValueError):
-            raise RedisUnavailable(_LOAD.operation, "rejected") from None
-        try:
-            fields = unmarked(flat)
-            return Found(session_id, fields, decode(fields))
-        except UnreadableError as error:
-            self._report(error)
-            return None
 
     def create(self, session_id: str, fields: Fields, lifetime_ms: int) -> None:
         """Store a session, in the place of what was there."""

@@ -71,7 +71,8 @@ class GuardedSessionInterface(SessionInterface):
         if not app.secret_key:
             return None
         prove = partial(self._prove, app, request)
-        session = self.session_class(runtime.of(app).sessions, app, request, prove)
+        guarded = app.extensions.get(runtime.EXTENSION) or runtime.of(app)
+        session = self.session_class(guarded.sessions, app, request, prove)
         if _PRESERVED in request.environ:
             request_tearing_down.connect(session.torn_down, app)
         return session
