@@ -1,14 +1,19 @@
-"""Prove, step by step, that a configuration reaches a Redis which the guard can rely on."""
+"""Whether the guard can rely on this Redis: what a server tells of itself, all steps of the command
+``check``, and what is warned of once in each process."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import shlex
 import socket
 import ssl
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -17,12 +22,16 @@ from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.topology.urls import parse_topology
 from flask_redis_guard.errors import RedisUnavailable
 
+logger = logging.getLogger("flask_redis_guard")
+
 PASS, WARN, FAIL = "pass", "warn", "fail"
 
 #: Seconds by which the server's clock may differ from ours before somebody should look at it.
 CLOCK_SKEW = 2.0
-#: The oldest server that the scripts run on.
+#: The oldest server with all that the scripts use.
 OLDEST = (6, 0)
+#: Seconds; gunicorn's own default.
+_GUNICORN_TIMEOUT = 30
 
 #: What to do about a failure, by its reason.
 _REMEDIES = {
@@ -43,6 +52,45 @@ _REMEDIES = {
     "cluster-down": "the cluster does not serve all slots",
     "rejected": "the server answered with an error, such as a missing permission (ACL)",
 }
+
+
+class Server(NamedTuple):
+    """What a server tells of itself, as far as the section that was asked for has it."""
+
+    #: Such as ``Valkey 8.1.0``; ``None`` where the section does not say.
+    version: str | None
+    #: The version of Redis that it is, or is compatible with.
+    number: tuple[int, ...]
+    #: What happens when its memory is full.
+    eviction: str
+    #: Bytes of memory that it may use; 0: any number.
+    max_memory: int
+
+    @classmethod
+    def read(cls, info: Mapping[str, Any]) -> Server:
+        """Read a reply to ``INFO``."""
+        compatible, valkey = info.get("redis_version"), info.get("valkey_version")
+        return cls(
+            f"Valkey {valkey}" if valkey else f"Redis {compatible}" if compatible else None,
+            tuple(int(part) for part in str(compatible).split(".")[:2] if part.isdigit()),
+            str(info.get("maxmemory_policy", "unknown")),
+            int(info.get("maxmemory", 0)),
+        )
+
+
+def servers(client: Any, section: str, *, one: bool = False) -> list[Server]:
+    """Ask with ``INFO``.
+
+    :param client: of one server or of a cluster.
+    :param section: ``server`` or ``memory``.
+    :param one: on a cluster ask any one of its nodes.
+    :raises redis.RedisError: if it may not be asked, or does not answer.
+    """
+    anywhere = {"target_nodes": client.RANDOM} if one and hasattr(client, "RANDOM") else {}
+    info: dict[str, Any] = client.info(section, **anywhere)
+    nodes = list(info.values())
+    whole = bool(nodes) and all(isinstance(node, dict) for node in nodes)
+    return [Server.read(node) for node in (nodes if whole else [info])]
 
 
 @dataclass(frozen=True)
@@ -114,15 +162,11 @@ def _connection(client: Any) -> str:
 
 
 def _version(client: Any) -> str:
-    found = []
-    for info in _each_node(client.info("server")):
-        compatible = str(info.get("redis_version", "0"))
-        number = tuple(int(part) for part in compatible.split(".")[:2] if part.isdigit())
-        valkey = info.get("valkey_version")
-        found.append(f"Valkey {valkey}" if valkey else f"Redis {compatible}")
-        if number < OLDEST:
-            raise _Step(FAIL, f"{found[-1]} is too old; at least Redis 6 or Valkey is needed")
-    return ", ".join(sorted(set(found)))
+    found = servers(client, "server")
+    for server in found:
+        if server.number < OLDEST:
+            raise _Step(FAIL, f"{server.version} is too old; at least Redis 6 or Valkey is needed")
+    return ", ".join(sorted({str(server.version) for server in found}))
 
 
 def _write(client: Any, key: str) -> str:
@@ -140,17 +184,16 @@ def _scripts(run_scripts: Callable[[], object]) -> str:
 
 def _eviction(client: Any) -> str:
     told = "no memory limit"
-    for info in _each_node(client.info("memory")):
-        policy = str(info.get("maxmemory_policy", "unknown"))
-        if not int(info.get("maxmemory", 0)):
+    for server in servers(client, "memory"):
+        if not server.max_memory:
             continue
-        if policy != "noeviction":
+        if server.eviction != "noeviction":
             raise _Step(
                 FAIL,
-                f"maxmemory-policy is {policy}: a full server throws counters and sessions away, "
-                "which lifts limits and logs users out; set noeviction",
+                f"maxmemory-policy is {server.eviction}: a full server throws counters and "
+                "sessions away, which lifts limits and logs users out; set noeviction",
             )
-        told = policy
+        told = server.eviction
     return told
 
 
@@ -167,10 +210,53 @@ def _clock(client: Any) -> str:
     return f"{skew * 1000:+.0f} ms off this machine's"
 
 
-def _each_node(info: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the answer, or on Cluster the answers, to INFO."""
-    values = list(info.values())
-    return values if values and all(isinstance(value, dict) for value in values) else [info]
+# -- what makes a guard unsafe although Redis answers: warned of once in each process ------------
+
+
+def advise(client: Any, timeout: float) -> None:
+    """Warn, with the remedy, about each thing that is found; never fail and never insist.
+
+    :param client: the guarded client; called where waiting hurts nobody.
+    :param timeout: ``REDIS_GUARD_TIMEOUT`` in seconds.
+    """
+    for warning in (*_about_server(client), *_about_worker(timeout, sys.argv, os.environ)):
+        logger.warning(warning)
+
+
+def _about_server(client: Any) -> Iterator[str]:
+    try:
+        server = servers(client, "server", one=True)[0]
+        eviction = servers(client, "memory", one=True)[0].eviction
+    except (redis.RedisError, TypeError, ValueError) as exc:  # no permission, mostly
+        logger.debug("Not advising on the server: %s", type(exc).__name__)
+        return
+    if eviction.startswith(("allkeys-", "volatile-")):
+        yield (
+            f"Redis evicts keys when its memory is full (maxmemory-policy {eviction}): rate limits "
+            "and sessions vanish then, and limits start anew. Set maxmemory-policy noeviction, or "
+            "give the guard a Redis of its own."
+        )
+    if server.number and server.number < OLDEST:
+        yield (
+            f"{server.version} is too old: the guard needs Redis 6 or Valkey. Upgrade the server."
+        )
+
+
+def _about_worker(timeout: float, argv: Sequence[str], environ: Any) -> Iterator[str]:
+    if "gunicorn" not in " ".join(argv[:1]):
+        return
+    words = [*argv[1:], *shlex.split(environ.get("GUNICORN_CMD_ARGS", ""))]
+    limit = float(_GUNICORN_TIMEOUT)
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        found = re.fullmatch(r"(?:--timeout=|-t=?)(\d+)", word)
+        if found or (word in ("--timeout", "-t") and following.isdigit()):
+            limit = float(found[1] if found else following)
+    if 0 < limit <= timeout:  # 0 is none
+        yield (
+            f"REDIS_GUARD_TIMEOUT is {timeout:g} s, but gunicorn kills a worker that is silent "
+            f"for {limit:g} s: a Redis that hangs would kill workers. Set it well below "
+            "gunicorn's --timeout."
+        )
 
 
 # -- why there is no connection: one look at each host, without the client ---------------------

@@ -21,7 +21,7 @@ from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Transit
 from flask_redis_guard.core.process import ProcessLock, Worker, gevent_is_to_patch, watch_forks
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import CallBegan, Checked, RedisFailed, Tick
-from flask_redis_guard.observe.advice import advise
+from flask_redis_guard.observe.diagnosis import advise
 
 logger = logging.getLogger("flask_redis_guard")
 

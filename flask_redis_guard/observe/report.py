@@ -15,6 +15,7 @@ from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.timeline import SLOT_SECONDS, Timeline
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import Checked, LimitExceeded, RequestRefused
+from flask_redis_guard.observe.diagnosis import servers
 from flask_redis_guard.observe.outage import OutageWatch
 from flask_redis_guard.observe.probe import Monitor
 
@@ -141,13 +142,10 @@ class HealthReport:
         self._version_asked_at = check.at
         try:
             client = self._client()
-            info = self._gate.run("INFO", lambda: client.info("server"), probe=True)
+            found = self._gate.run("INFO", lambda: servers(client, "server", one=True), probe=True)
         except (redis.RedisError, RedisUnavailable):
             return None  # not permitted, or just gone: the next check will tell
-        if "valkey_version" in info:
-            self._version = f"Valkey {info['valkey_version']}"
-        elif "redis_version" in info:
-            self._version = f"Redis {info['redis_version']}"
+        self._version = found[0].version
         return self._version
 
 

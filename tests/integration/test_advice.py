@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from flask_redis_guard.observe.advice import _about_worker, advise
+from flask_redis_guard.observe.diagnosis import _about_worker, advise
 from tests.support import RedisServer, eventually, run_python
 from tests.support.guarded import Guarded
 
