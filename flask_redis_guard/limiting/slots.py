@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +14,7 @@ from redis.exceptions import SlotNotCoveredError
 
 from flask_redis_guard.client.outcomes import goes_on
 from flask_redis_guard.client.script import ClientSource, Script, client_getter, guarded, read_lua
-from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.core.process import ProcessLock, Worker, watch_forks
 from flask_redis_guard.core.rates import MAX_PERIOD, Decision, Rate, RateState
 from flask_redis_guard.errors import CircuitOpen, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.keys import KeyMaker, Subject
@@ -250,7 +248,15 @@ class PlaceKeeper:
         self._limiter = limiter
         self._processes = processes
         self._lock = ProcessLock()
-        self._pid: int | None = None
+        self._worker = Worker("redis-guard-places", self._turn)
+        self.after_fork()
+        watch_forks(self)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def after_fork(self) -> None:
+        """Hold nothing: the parent process holds what it has, and gives back what it owes."""
         self._held: dict[Place, None] = {}
         self._counts: Counter[tuple[str, Subject]] = Counter()
         #: Leases to be given back, and the monotonic time at which they are over anyway.
@@ -258,12 +264,8 @@ class PlaceKeeper:
         #: When that is tried again, and whether it was told that it is needed.
         self._return_at = 0.0
         self._told = False
-        self._running = False
-        self._wake = threading.Event()
-        self._next = 0.0
-
-    def __len__(self) -> int:
-        return len(self._held)
+        #: When the thread has something to do.
+        self._next = float("inf")
 
     def take(self, place: Place) -> Decision | None:
         """Take a place for a connection, and hold it from now on.
@@ -325,98 +327,72 @@ class PlaceKeeper:
     def recovered(self) -> None:
         """Catch up at once with what could not be done while Redis was away."""
         with self._lock:
-            if self._pid != os.getpid() or not self._running:
-                return
             self._return_at = 0.0
             for place in self._held:
                 if place.missed:
                     place.due = 0.0
-            self._wake.set()
+            busy = self._held or self._owed
+        if busy:
+            self._worker.wake()
 
     def _owe(self, lease: Lease, error: BaseException) -> None:
         """Remember a lease that Redis may hold although nobody has it."""
+        now = time.monotonic()
         with self._lock:
-            self._in_this_process()
             if not self._owed:
-                self._return_at = time.monotonic() + RETURN_INTERVAL
-            self._owed[lease] = time.monotonic() + lease.seconds
+                self._return_at = now + RETURN_INTERVAL
+            self._owed[lease] = now + lease.seconds
             if len(self._owed) > MOST_OWED:
                 del self._owed[next(iter(self._owed))]
             tell = isinstance(error, RedisUnavailable) and not self._told
             self._told = self._told or tell
-            self._wake.set()
         if isinstance(error, RedisUnavailable) and tell:
             logger.warning(
                 "Places of concurrency limits cannot be freed until Redis is back (%s)",
                 error.reason,
             )
-        self._start()
+        self._worker.wake()
 
     def _hold(self, place: Place, share: int | None) -> bool:
         with self._lock:
-            self._in_this_process()
             if share is not None and self._counts[place.identity] >= share:
                 return False
             self._held[place] = None
             self._counts[place.identity] += 1
-            if place.due < self._next:
-                self._wake.set()
-        if not self._start():  # nothing would renew it
+            renewed = self._worker.running and self._next <= place.due
+        if not renewed and not self._worker.wake():
             self.free(place)
             raise RedisUnavailable("CONCURRENCY RENEW", "limit-failed")
         return True
 
     def _let_go(self, place: Place) -> bool:
         with self._lock:
-            if place not in self._held or self._pid != os.getpid():
+            if place not in self._held:
                 return False
             del self._held[place]
             self._counts[place.identity] -= 1
             if not self._counts[place.identity]:
                 del self._counts[place.identity]
-            if not self._held:
-                self._wake.set()
+            last = not self._held and self._worker.running
+        if last:
+            self._worker.wake()
         return True
 
-    def _in_this_process(self) -> None:
-        if self._pid != os.getpid():  # what a parent holds is renewed by the parent
-            self._pid, self._running, self._wake = os.getpid(), False, threading.Event()
-            self._held, self._counts, self._owed, self._told = {}, Counter(), {}, False
-
-    def _start(self) -> bool:
-        """Start the thread unless it runs; tell whether it does then."""
+    def _turn(self) -> float | None:
+        try:
+            self._renew_due()
+            self._give_back()
+        except Exception:  # a bug: what it kept from being renewed is given up
+            logger.exception("Places of concurrency limits could not be renewed")
+            for place in [place for place in list(self._held) if place.due <= time.monotonic()]:
+                self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
         with self._lock:
-            start, self._running = not self._running, True
-        if start:
-            try:
-                threading.Thread(target=self._run, name="redis-guard-places", daemon=True).start()
-            except RuntimeError as error:  # out of threads or memory
-                self._running = False
-                logger.error("No thread can be started that holds places: %s", error)
-                return False
-        return True
-
-    def _run(self) -> None:
-        while self._goes_on():
-            self._wake.wait(max(0.0, self._next - time.monotonic()))
-            try:
-                self._renew_due()
-                self._give_back()
-            except Exception:  # a bug: what it kept from being renewed is given up
-                logger.exception("Places of concurrency limits could not be renewed")
-                for place in [place for place in list(self._held) if place.due <= time.monotonic()]:
-                    self._lose(place, RedisUnavailable("concurrency limit", "limit-failed"))
-
-    def _goes_on(self) -> bool:
-        with self._lock:
-            self._wake.clear()
-            if not self._owed:
-                self._told = False
-            self._running = bool(self._held or self._owed)
+            self._told = self._told and bool(self._owed)
             self._next = min((place.due for place in self._held), default=float("inf"))
             if self._owed:
                 self._next = min(self._next, self._return_at)
-            return self._running
+            pause = self._next - time.monotonic()
+            return max(0.0, pause) if self._held or self._owed else None
 
     def _renew_due(self) -> None:
         now = time.monotonic()

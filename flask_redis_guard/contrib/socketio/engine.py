@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,7 +10,7 @@ from urllib.parse import parse_qs
 from flask import Flask, request
 from werkzeug.exceptions import HTTPException
 
-from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.core.process import Worker
 from flask_redis_guard.errors import GuardError, RedisUnavailable
 from flask_redis_guard.runtime import of
 from flask_redis_guard.web.limits.declared import Limit, OnOutage, Rates
@@ -130,36 +129,28 @@ class _Watch:
 
     def __init__(self, server: Any) -> None:
         self._manager, self._eio = server.manager, server.eio
-        self._lock = ProcessLock()
-        self._running = False
+        self._worker = Worker("redis-guard-engine", self._turn)
+        self._before: set[str] = set()
+        self._look_at = 0.0
 
     def start(self) -> None:
         """Watch, if that is not done already."""
-        with self._lock:
-            start, self._running = not self._running, True
-        if start:
-            try:
-                threading.Thread(target=self._run, name="redis-guard-engine", daemon=True).start()
-            except RuntimeError as exc:  # out of threads or memory: the next connection tries again
-                self._running = False
-                logger.error("Connections without a namespace stay open for now: %s", exc)
+        self._worker.wake()
 
-    def _run(self) -> None:
-        before: set[str] = set()
-        while self._goes_on():
-            time.sleep(CONNECT_GRACE)
+    def _turn(self) -> float | None:
+        if not self._eio.sockets:
+            return None
+        now = time.monotonic()
+        if now >= self._look_at:  # else it was woken by another connection
+            self._look_at = now + CONNECT_GRACE
             bare = {sid for sid in list(self._eio.sockets) if not self._in_a_namespace(sid)}
-            for sid in before & bare:
+            for sid in self._before & bare:
                 try:
                     self._close(sid)
                 except Exception:
                     logger.exception("An Engine.IO connection without a namespace stays open")
-            before = bare
-
-    def _goes_on(self) -> bool:
-        with self._lock:
-            self._running = bool(self._eio.sockets)
-            return self._running
+            self._before = bare
+        return self._look_at - now
 
     def _in_a_namespace(self, eio_sid: str) -> bool:
         names = list(self._manager.get_namespaces())
