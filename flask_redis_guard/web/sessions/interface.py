@@ -94,7 +94,7 @@ class GuardedSessionInterface(SessionInterface):
             raise
         if is_saved:
             self._set_cookie(app, session, response)
-        else:  # a WebSocket's, mostly
+        elif session.accessed:  # a WebSocket's, mostly
             session.warn_of_loss()
         if response.is_streamed:
             session.streaming = True
