@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from flask_redis_guard.core.arguments import is_count
 
 SLIDING_WINDOW: Final = "sliding-window"
 TOKEN_BUCKET: Final = "token-bucket"  # noqa: S105
 FIXED_WINDOW: Final = "fixed-window"
-ALGORITHMS: Final = (SLIDING_WINDOW, TOKEN_BUCKET, FIXED_WINDOW)
+#: The names of all algorithms, for users and their type checkers.
+AlgorithmName = Literal["sliding-window", "token-bucket", "fixed-window"]
+ALGORITHMS: Final[tuple[str, ...]] = get_args(AlgorithmName)
 
 #: Counters are stored in four bytes.
 MAX_LIMIT: Final = 2**32 - 1

@@ -13,6 +13,7 @@ from typing_extensions import assert_type
 from werkzeug.exceptions import HTTPException
 
 from flask_redis_guard import (
+    Alert,
     CircuitBreaker,
     CircuitOpen,
     CircuitState,
@@ -112,3 +113,12 @@ assert_type(session.sid, str)
 assert_type(session.identity().user, str | None)
 session.bind_user(None)  # type: ignore[arg-type]
 session.bind()  # type: ignore[attr-defined]
+
+
+def deliver(alert: Alert) -> None:
+    """Find what an alert offers."""
+    assert_type(alert.incident, str)
+    assert_type(alert.as_cloudevent(), dict[str, Any])
+
+
+app.config["REDIS_GUARD_ALERT_DELIVERY"] = deliver

@@ -18,7 +18,7 @@ from werkzeug.local import LocalProxy
 
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.arguments import answer_of
-from flask_redis_guard.core.rates import ALGORITHMS, Rate, parse_rates
+from flask_redis_guard.core.rates import ALGORITHMS, AlgorithmName, Rate, parse_rates
 from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 from flask_redis_guard.limiting.keys import read_rates
 from flask_redis_guard.limiting.plan import Charge
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Rates = str | Rate | Iterable[str | Rate] | Callable[[], Any]
 
 OnOutage = Literal["deny", "local", "allow"]
-Algorithm = Literal["sliding-window", "token-bucket", "fixed-window"]
+Algorithm = AlgorithmName
 
 #: What a client is told, by HTTP or when its connection is closed.
 UNAVAILABLE = "Rate limiting service temporarily unavailable"
