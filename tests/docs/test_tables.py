@@ -57,4 +57,5 @@ def test_every_reason_is_documented_with_whether_it_counts() -> None:
         word = "partly" if len(counted) == 2 else "yes" if counted == {True} else "no"
         assert documented.get(reason) == word, reason
     of_our_own = {"circuit-open", "rejected", "limit-failed", "session-ended"}
+    of_our_own.add("probe-not-permitted")
     assert set(documented) <= outcomes.keys() | of_our_own
