@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
+from redis.cluster import ClusterPipeline
 
 from flask_redis_guard import RateLimiter, RedisUnavailable
 from flask_redis_guard.core.rates import parse_rates
@@ -182,3 +185,58 @@ def test_places_on_other_nodes_are_renewed_while_one_is_away(
 
     eventually(renewed, 20, "the promoted replica serves")
     assert {answer for _, answer, _ in limiter.release_all(leases)} == {None}
+
+
+def in_transaction(client: Any, key: str) -> Any:
+    pipeline = client.pipeline(transaction=True)
+    pipeline.set(key, "new")
+    return pipeline.execute()
+
+
+def watching(client: Any, key: str) -> Any:
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.watch(key)
+        assert pipeline.get(key) == b"old"
+        pipeline.multi()
+        pipeline.set(key, "new")
+        return pipeline.execute()
+
+
+def by_function(client: Any, key: str) -> Any:
+    return client.transaction(lambda pipeline: pipeline.multi() or pipeline.set(key, "new"), key)
+
+
+@pytest.mark.skipif(
+    "transaction" not in inspect.signature(ClusterPipeline.__init__).parameters,
+    reason="redis-py before 6 has no transactions on clusters",
+)
+@pytest.mark.parametrize("write", [in_transaction, watching, by_function])
+def test_a_transaction_follows_its_slot(
+    cluster_setup: ClusterSetup, guarded: Guarded, write: Callable[[Any, str], Any]
+) -> None:
+    key = f"moved:{write.__name__}"
+    guarded.client.set(key, "old")
+    guarded.finished.clear()
+    move = Move(cluster_setup, key)
+    move.begin()
+    move.hand_on(key.encode())
+    move.finish()
+    assert write(guarded.client, key) in ([True], [b"OK"])
+    assert guarded.client.get(key) == b"new"
+    assert {outcome for _, outcome, _ in guarded.finished} == {"success"}
+
+
+def test_a_connect_function_is_called_for_each_connection(cluster_setup: ClusterSetup) -> None:
+    seen: list[Any] = []
+
+    def note(connection: Any) -> None:
+        connection.send_command("CLIENT", "SETNAME", "noted")
+        assert connection.read_response() in (b"OK", "OK")
+        seen.append(connection)
+
+    options = {"redis_connect_func": note}
+    guarded = Guarded(cluster_setup.url, REDIS_GUARD_CLIENT_OPTIONS=options)
+    names = guarded.client.client_getname(target_nodes=guarded.client.PRIMARIES)
+    assert set(names.values()) == {"noted"}
+    assert len(seen) >= 3
+    guarded.close()

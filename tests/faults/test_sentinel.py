@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ import redis
 from flask_redis_guard import RedisUnavailable
 from tests.support import RedisServer, SentinelSetup, eventually
 from tests.support.guarded import NEVER_OPENS, Guarded
+from tests.support.writers import Writers
 
 pytestmark = pytest.mark.alone
 
@@ -23,48 +23,6 @@ LISTENING = {"REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0.5}
 def sentinels() -> Iterator[SentinelSetup]:
     with SentinelSetup(replicas=2, password=PASSWORD) as setup:
         yield setup
-
-
-class Writers:
-    """Threads that write keys of their own without end, and what became of each write.
-
-    :param client: the guarded client.
-    """
-
-    def __init__(self, client: redis.Redis, count: int = 4) -> None:
-        self._client = client
-        self._ended = threading.Event()
-        self.acknowledged: list[str] = []
-        #: When, and the reason.
-        self.refused: list[tuple[float, str]] = []
-        self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(count)]
-
-    def __enter__(self) -> Writers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _write(self, number: int) -> None:
-        count = 0
-        while not self._ended.wait(0.002):
-            count += 1
-            key = f"written:{number}:{count}"
-            try:
-                self._client.set(key, "1")
-            except RedisUnavailable as error:
-                self.refused.append((time.monotonic(), error.reason))
-            else:
-                self.acknowledged.append(key)
-
-    @property
-    def reasons(self) -> set[str]:
-        """Why writes were refused."""
-        return {reason for _, reason in self.refused}
 
 
 def on_server(server: RedisServer, keys: list[str]) -> set[str]:
@@ -99,7 +57,7 @@ def test_a_planned_failover_loses_nothing_that_was_acknowledged(sentinels: Senti
 def test_the_client_follows_an_election_while_the_old_primary_refuses_writes() -> None:
     options = {"min-replicas-to-write": "1"}
     with SentinelSetup(replicas=2, password=PASSWORD, options=options) as sentinels:
-        guarded = Guarded(sentinels.url, **LISTENING, REDIS_GUARD_OPEN_SECONDS=0.3)
+        guarded = Guarded(sentinels.url, **LISTENING)
         before = sentinels.primary()
         with Writers(guarded.client) as writers:
             eventually(lambda: len(writers.acknowledged) > 100, 10, "writers write")
@@ -133,6 +91,28 @@ def test_a_connection_in_use_does_not_come_back_after_a_change(sentinels: Sentin
         guarded.client.set(f"after:{number}", "1")
     assert len(on_server(sentinels.primary(), [f"after:{n}" for n in range(20)])) == 20
     guarded.close()
+
+
+def test_a_subscriber_is_woken_by_a_change(sentinels: SentinelSetup) -> None:
+    guarded = Guarded(sentinels.url, **LISTENING)
+    before = sentinels.primary()
+    subscriber = guarded.client.pubsub(ignore_subscribe_messages=True)
+    subscriber.subscribe("news")
+    assert subscriber.get_message(timeout=1) is None
+    sentinels.isolate(before)  # which nobody tells the subscriber
+    eventually(lambda: sentinels.primary() is not before, 20, "another primary")
+    eventually(lambda: heard(subscriber, sentinels.primary()), 10, "news of the new primary")
+    subscriber.close()
+    guarded.close()
+
+
+def heard(subscriber: redis.client.PubSub, primary: RedisServer) -> bool:
+    with primary.client() as client:
+        client.publish("news", "text")
+    try:
+        return subscriber.get_message(timeout=0.1) is not None
+    except RedisUnavailable:
+        return False
 
 
 @pytest.mark.parametrize("background", [True, False])

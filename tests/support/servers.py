@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import secrets
 import shutil
@@ -263,7 +264,8 @@ class RedisServer:
         assert self._acl is not None
         lines = list(self._acl)
         if self.password is not None:
-            lines.append(f"user default on >{self.password} ~* &* +@all")
+            digest = hashlib.sha256(self.password.encode()).hexdigest()  # it may have spaces
+            lines.append(f"user default on #{digest} ~* &* +@all")
         lines.append(f"user {HELPER_USER} on >{self._helper_password} ~* &* +@all")
         path = self.directory / "users.acl"
         path.write_text("\n".join(lines) + "\n")

@@ -38,7 +38,7 @@ from flask_redis_guard.client.transport.connections import (
 )
 from flask_redis_guard.client.transport.pool import GuardedPool
 from flask_redis_guard.core.breaker import Permit
-from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.core.process import ProcessLock, gevent_is_to_patch
 from flask_redis_guard.events import PrimaryChanged
 
 logger = logging.getLogger("flask_redis_guard")
@@ -86,10 +86,11 @@ class Sentinel:
         #: When a failover that it leads began, on the monotonic clock.
         self.replacing_since: float | None = None
 
-    def ask(self) -> Answer:
-        """Ask for the primary, inside an operation: one round trip.
+    def ask(self) -> Any:
+        """Ask for the primary, inside an operation.
 
-        :raises redis.RedisError: if it does not answer.
+        :returns: the connection on which :meth:`hear` reads the answer.
+        :raises redis.RedisError: if it cannot be asked.
         """
         connection = self._pool.get_connection("SENTINEL")
         try:
@@ -102,10 +103,20 @@ class Sentinel:
                     ]
                 )
             )
-            replies = [self._reply(connection), self._reply(connection)]
+        except BaseException:
+            self._pool.release(connection)
+            raise
+        return connection
+
+    def hear(self, connection: Any) -> Answer:
+        """Read its answer.
+
+        :raises redis.RedisError: if it does not answer.
+        """
+        try:
+            found, told = self._reply(connection), self._reply(connection)
         finally:
             self._pool.release(connection)
-        found, told = replies
         if isinstance(found, redis_errors.ResponseError):
             raise found
         if not found:
@@ -219,8 +230,8 @@ class Sentinels:
             return
         if self._pid != os.getpid():
             self._start()
-        if self._view is not None and self._is_due():
-            self._ask_all(operation)
+        if self._view is not None:
+            self._confirm(operation)
         trust = self._trust
         now = time.monotonic()
         if self._view is not None and now - self._confirmed_at > self._trust_seconds:
@@ -243,12 +254,17 @@ class Sentinels:
             return view
         return self._ask_one(operation)
 
-    def _is_due(self) -> bool:
-        """Whether this operation is to ask, since nobody else does or something failed."""
-        if self._trust.failed:
-            return True
+    def _confirm(self, operation: Operation) -> None:
+        """Ask inside an operation, where something failed or nobody else asks."""
         age = time.monotonic() - max(self._confirmed_at, self._asked_at)
-        return not self._listeners and age > self.interval
+        if not self._listeners and age > self.interval:
+            self._trust.failed = False
+            self._ask_all(operation)
+        elif self._trust.failed:
+            # One round trip; the others are asked within a second by those who listen to them.
+            self._trust.failed = False
+            with contextlib.suppress(redis_errors.RedisError, OSError):  # noted as silent
+                self._ask_one(operation)
 
     def _ask_one(self, operation: Operation) -> View:
         """Ask until one sentinel names a primary; who answered last is asked first."""
@@ -275,31 +291,42 @@ class Sentinels:
         raise redis_errors.ConnectionError("No master found")
 
     def _ask_all(self, operation: Operation) -> None:
-        """Ask every sentinel; that one does not answer is noted, and is no error here."""
-        self._asked_at = time.monotonic()
-        self._trust.failed = False
-        with operation.sharing(len(self._all)):
+        """Ask every sentinel at once; that one does not answer is noted, and is no error here."""
+        self._asked_at = began = time.monotonic()
+        asked: list[tuple[Sentinel, Any]] = []
+        with operation.sharing(2 * len(self._all)):
             for sentinel in self._all:
                 operation.next_share()
                 try:
-                    self._ask(sentinel)
-                except (redis_errors.RedisError, OSError):
-                    continue  # noted as silent: the primary stays trusted for a while
+                    asked.append((sentinel, sentinel.ask()))
+                except (redis_errors.RedisError, OSError) as exc:
+                    self._note(sentinel, exc, began)
+            for sentinel, connection in asked:
+                operation.next_share()
+                try:
+                    answer: Answer | Exception = sentinel.hear(connection)
+                except (redis_errors.RedisError, OSError) as exc:
+                    answer = exc
+                self._note(sentinel, answer, began)
 
     # -- what the sentinels say ------------------------------------------------------------------
 
     def _ask(self, sentinel: Sentinel) -> Answer:
         began = time.monotonic()
         try:
-            answer = sentinel.ask()
+            answer = sentinel.hear(sentinel.ask())
         except (redis_errors.RedisError, OSError) as exc:
-            logger.debug("A sentinel did not answer: %s", type(exc).__name__)
-            sentinel.answer = Answer(None, silent=not _is_dead(exc))
-            self._judge(sentinel, began)
+            self._note(sentinel, exc, began)
             raise
-        sentinel.answer = answer
-        self._judge(sentinel, began)
+        self._note(sentinel, answer, began)
         return answer
+
+    def _note(self, sentinel: Sentinel, answer: Answer | Exception, asked_at: float) -> None:
+        if isinstance(answer, Exception):
+            logger.debug("A sentinel did not answer: %s", type(answer).__name__)
+            answer = Answer(None, silent=not _is_dead(answer))
+        sentinel.answer = answer
+        self._judge(sentinel, asked_at)
 
     def _judge(self, sentinel: Sentinel, asked_at: float) -> None:
         """Look at the last answers of all: who is the primary, and is that confirmed?"""
@@ -354,6 +381,8 @@ class Sentinels:
 
     def _start(self) -> None:
         """Begin to listen to each sentinel in this process."""
+        if gevent_is_to_patch():
+            return  # threads of before would run beside its hub; until then operations ask
         with self._lock:
             if self._pid == os.getpid():
                 return
