@@ -19,6 +19,7 @@ from tests.support.websockets import (
     Refused,
     SockClient,
     all_at_once,
+    decisions,
     serve,
 )
 
@@ -134,17 +135,17 @@ def test_message_costs_one_call_and_a_refused_burst_none(
     app: GunicornApp | PywsgiApp, client: type[Client], user: str, server: RedisServer
 ) -> None:
     connections = [client(app.url, "chat", user) for _ in range(11)]
-    before = server.calls("evalsha")
+    before = decisions(server)
     for _ in range(60):
         connections[0].send("x")
         connections[0].receive()
-    assert server.calls("evalsha") - before == 60
+    assert decisions(server) - before == 60
     for connection in connections:  # the first refusal is asked for, the others are remembered
         connection.send("one too many")
         with pytest.raises(Closed):
             connection.receive()
         connection.close()
-    assert server.calls("evalsha") - before == 61
+    assert decisions(server) - before == 61
 
 
 def test_nothing_is_left_of_connections_that_ended(

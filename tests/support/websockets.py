@@ -23,6 +23,7 @@ import websocket
 
 from tests.support.apps import GunicornApp, _environment
 from tests.support.ports import PortLease
+from tests.support.servers import RedisServer
 from tests.support.waiting import eventually
 
 T = TypeVar("T")
@@ -330,6 +331,11 @@ CLIENTS: dict[str, type[Client]] = {
     "flask-sock": SockClient,
     "socketio": SocketIOClient,
 }
+
+
+def decisions(server: RedisServer) -> int:
+    """Return how often a server was asked; who does not know that it has a script sends it."""
+    return server.calls("evalsha") + server.calls("eval")
 
 
 def upgraded(url: str, path: str, headers: str = "") -> socket.socket:
