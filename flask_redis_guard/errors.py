@@ -103,7 +103,7 @@ class _Problem(HTTPException):
 
     def get_headers(self, environ: Any = None, scope: Any = None) -> list[tuple[str, str]]:
         kind = "text/html; charset=utf-8" if prefers_html(environ) else "application/problem+json"
-        own = [("Content-Type", kind), ("Cache-Control", "no-store"), ("Vary", "Accept")]
+        own = [("Content-Type", kind), ("Cache-Control", "no-store")]  # needs no Vary then
         return [*own, ("Retry-After", self.retry_after_header())]
 
     def retry_after_header(self) -> str:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
-from flask import Blueprint, Flask, request_started
+from flask import Blueprint, Flask
 
 from flask_redis_guard import runtime
 from flask_redis_guard.config import Settings, warn_of_left_overs
@@ -64,7 +64,6 @@ class RedisGuard:
         )
         metrics = _install_metrics(guarded)
         _install_alerts(guarded)
-        _check_from_the_first_request(guarded)
         app.extensions[EXTENSION] = guarded
         self._declared.claim()
         refusals.install(app, guarded.bus)
@@ -203,21 +202,6 @@ def _install_alerts(guarded: Runtime) -> None:
                 timeout=settings.alert_timeout,
             )
         )
-
-
-class _Receivers(list[Any]):
-    """Receivers of signals, kept here because blinker keeps weak references only."""
-
-
-def _check_from_the_first_request(guarded: Runtime) -> None:
-    """Let the first request of a process start the background check, whatever it needs."""
-
-    def request_began(_: Flask, **__: Any) -> None:
-        if guarded.bus.begins:  # not yet in this process
-            guarded.monitor.start()
-
-    request_started.connect(request_began, guarded.app)
-    guarded.add(_Receivers((request_began,)))
 
 
 def _mount(guarded: Runtime, metrics: Metrics | None, routes: Routes) -> None:

@@ -103,7 +103,11 @@ def follow(bus: Bus, app: Any) -> None:
     """
 
     def relay(kind: type[E], signal: Signal, read: Callable[[E], dict[str, Any]]) -> None:
-        bus.subscribe(kind, lambda event: send(signal, app, **read(event)))
+        def tell(event: E) -> None:
+            if signal.receivers:
+                send(signal, app, **read(event))
+
+        bus.subscribe(kind, tell)
 
     relay(
         events.Transition,

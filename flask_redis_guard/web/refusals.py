@@ -8,16 +8,18 @@ own handler for 503, ``HTTPException`` or ``redis.ConnectionError`` is asked fir
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flask.globals
-from flask import Flask, Response, has_request_context, request, request_finished
+from flask import Flask, Request, Response, has_request_context, request, request_finished
 from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
 from werkzeug.http import parse_set_header
 
-from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
+from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.errors import CircuitOpen, RateLimitExceeded, RedisTimeout, RedisUnavailable
 from flask_redis_guard.events import Bus, RequestRefused
 
 logger = logging.getLogger("flask_redis_guard")
@@ -81,6 +83,87 @@ def install(app: Flask, bus: Bus) -> None:
         return keep_retry_after(answer, error)
 
     vars(app).update(handle_user_exception=user_exception, handle_exception=exception)
+
+
+class EarlyReplies:
+    """Refusals of one route as responses, for requests that no view has seen yet.
+
+    They are what raising them would come to: where an app may have a say in that, nothing is
+    answered here.
+
+    :param app: the app.
+    :param bus: told of requests that are answered with 503.
+    :param blueprints: the names of the route's blueprints.
+    """
+
+    def __init__(self, app: Flask, bus: Bus, blueprints: Sequence[str]) -> None:
+        self._app = app
+        self._bus = bus
+        unchanged = (
+            getattr(app.handle_user_exception, "__module__", None) == __name__
+            and getattr(app.handle_http_exception, "__func__", None) is Flask.handle_http_exception
+            and type(app).handle_user_exception is Flask.handle_user_exception
+            and not app.config["TRAP_HTTP_EXCEPTIONS"]
+        )
+        names = (*blueprints, None)
+        kinds = (RedisUnavailable, CircuitOpen, RedisTimeout)
+        self._exceeded = unchanged and not _is_handled(app, RateLimitExceeded, names)
+        self._unavailable = unchanged and not any(_is_handled(app, kind, names) for kind in kinds)
+        self._bodies: dict[tuple[str, ...], str] = {}
+
+    def exceeded(
+        self,
+        asked: Request,
+        decision: Decision,
+        names: tuple[str, ...],
+        policies: str,
+        limits: str,
+    ) -> Response | None:
+        """Return the answer to a request that is over a limit.
+
+        :param names: the names of the policies that refuse.
+        :param policies: ``RateLimit-Policy``.
+        :param limits: ``RateLimit``.
+        """
+        if not self._exceeded or "text/html" in asked.environ.get("HTTP_ACCEPT", ""):
+            return None
+        body = self._bodies.get(names)
+        if body is None:
+            if len(self._bodies) > 100:
+                self._bodies.clear()
+            body = self._bodies[names] = RateLimitExceeded(decision, names).get_body()
+        seconds = int(-(-decision.retry_after // 1))
+        retry = ("Retry-After", f"{max(1, seconds)}")
+        told = [*_STATIC, retry, ("RateLimit-Policy", policies), ("RateLimit", limits)]
+        return self._app.response_class(body, 429, told)
+
+    def unavailable(self, asked: Request, error: RedisUnavailable) -> Response | None:
+        """Return the answer to a request whose limits cannot be told."""
+        if not self._unavailable or "text/html" in asked.environ.get("HTTP_ACCEPT", ""):
+            return None
+        key = (error.description or "",)
+        body = self._bodies.get(key)
+        if body is None:
+            body = self._bodies[key] = error.get_body()
+        retry = ("Retry-After", error.retry_after_header())
+        response = self._app.response_class(body, 503, [*_STATIC, retry])
+        announce(self._bus, error, response)
+        return response
+
+
+#: What every such refusal says. It is not stored, and so needs no ``Vary``.
+_STATIC = (("Content-Type", "application/problem+json"), ("Cache-Control", "no-store"))
+
+
+def _is_handled(app: Flask, kind: type[HTTPException], names: Sequence[str | None]) -> bool:
+    """Tell whether an app has a handler for an error, as Flask looks for one."""
+    spec = app.error_handler_spec
+    return any(
+        cls in spec.get(name, {}).get(code, {})
+        for name in names
+        for code in (kind.code, None)
+        for cls in kind.__mro__
+    )
 
 
 def finalize(

@@ -57,7 +57,7 @@ def survey(app: Flask, routes: Routes) -> Iterator[Entry]:
     :param app: the app.
     :param routes: finds the limits of its routes.
     """
-    for limit, scope in routes.find(None, "").ahead:
+    for limit, scope in routes.look_up(None, "").ahead:
         yield Entry("app", "*", limit, scope)
     for name, blueprint in app.blueprints.items():
         scopes, place = Scopes(routes.limits.default_key), f"blueprint:{name}"
@@ -66,7 +66,7 @@ def survey(app: Flask, routes: Routes) -> Iterator[Entry]:
     for rule in app.url_map.iter_rules():
         seen: dict[Any, Route] = {}
         for method in sorted(rule.methods or ()):
-            route = routes.find(rule, method)
+            route = routes.look_up(rule, method)
             for one in route.scopes:
                 seen.setdefault(one, route)
         for one, route in seen.items():
@@ -262,7 +262,7 @@ class Used(NamedTuple):
 
     runtime: Runtime
     counted: Counted
-    subject: tuple[str, ...]
+    subject: str
     #: What its rates say, as far as they count something.
     states: tuple[RateState, ...] = ()
     #: How many of its places are taken.
@@ -275,7 +275,7 @@ class Used(NamedTuple):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Return what the command line shows of each counter."""
-        start = {"scope": self.counted.scope, "as": self.subject[0]}
+        start = {"scope": self.counted.scope, "as": self.subject.partition("\0")[0]}
         for state in self.states:
             verdict = "admitted" if state.allowed else f"refused for {state.retry_after:.0f} s"
             yield {

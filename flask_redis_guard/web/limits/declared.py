@@ -327,25 +327,20 @@ class AppLimits:
         self.app = app
         self.default_key: Key = settings.default_key
         self._default = [Limit(rates=default)] if default else []
-        self._declared = declared
-
-    @property
-    def version(self) -> int:
-        """Grows whenever something is declared."""
-        return self._declared.version
+        self.declared = declared
 
     def of_app(self) -> list[Limit]:
         """Return the limits of every request."""
-        declared = self._declared.apps
+        declared = self.declared.apps
         return self._default + [limit for app, limit in declared if app in (None, self.app)]
 
     def of_blueprint(self, blueprint: object) -> list[Limit]:
         """Return the limits of a blueprint's requests."""
-        return [limit for other, limit in self._declared.blueprints if other is blueprint]
+        return [limit for other, limit in self.declared.blueprints if other is blueprint]
 
     def exempts(self, *targets: object) -> bool:
         """Tell whether one of these is exempt from the limits of every request."""
-        exempted = self._declared.exempted
+        exempted = self.declared.exempted
         return any(one is target for one in exempted for target in targets)
 
 

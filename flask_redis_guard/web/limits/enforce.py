@@ -19,9 +19,10 @@ from werkzeug.security import safe_join
 
 from flask_redis_guard.client.outcomes import goes_on
 from flask_redis_guard.core.process import ProcessLock
-from flask_redis_guard.core.rates import Decision
+from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.events import LimitExceeded
+from flask_redis_guard.limiting.compiled import Terms
 from flask_redis_guard.limiting.plan import Charge
 from flask_redis_guard.runtime import Runtime, current
 from flask_redis_guard.web.limits.commands import STANDS_ABOVE, report_weak_limits
@@ -34,16 +35,24 @@ from flask_redis_guard.web.limits.declared import (
     refusing_errors,
     unavailable,
 )
-from flask_redis_guard.web.limits.headers import Policy, policies_of, rate_limit_headers, violated
+from flask_redis_guard.web.limits.headers import (
+    Fields,
+    Policy,
+    policies_of,
+    rate_limit_headers,
+    violated,
+)
 from flask_redis_guard.web.limits.resolve import (
     Route,
     Routes,
+    blueprint_names,
     check_function,
     function_scope,
     mark,
     stands_above,
 )
-from flask_redis_guard.web.limits.subjects import Key, warn_of_untrusted_proxy
+from flask_redis_guard.web.limits.subjects import Key, reader_of, warn_of_untrusted_proxy
+from flask_redis_guard.web.refusals import EarlyReplies
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -171,8 +180,15 @@ class _Decorator:
 
 def _check_call(limit: Limit) -> None:
     """Judge a limit at a call of its function, unless that was done ahead of the view."""
-    state = RequestLimits.current()
-    if state is None or not state.covers(limit):
+    try:
+        state = request._get_current_object().__dict__.get(_STATE)  # type: ignore[attr-defined]
+    except RuntimeError:  # outside a request
+        state = None
+    if (
+        state is None
+        or state.route is None
+        or (limit not in state.route.covered and not state.covers_once(limit))
+    ):
         enforce([(limit, limit.function_scope)])
 
 
@@ -192,19 +208,30 @@ class Held(Protocol):
 class RequestLimits:
     """What was judged in one request, kept on the request itself."""
 
-    __slots__ = ("_called", "_failing", "checked", "held", "policies", "refundable", "route")
+    __slots__ = (
+        "_called",
+        "_failing",
+        "_policies",
+        "ahead",
+        "checked",
+        "held",
+        "refundable",
+        "route",
+    )
 
     def __init__(self) -> None:
         #: Whether the limits ahead of the view were looked for.
         self.checked = False
+        #: Known once the limits ahead have admitted the request.
         self.route: Route | None = None
-        #: What the response tells of each limit: the last decision, however often it was asked.
-        self.policies: dict[object, list[Policy]] = {}
+        #: What the limits decided that are judged ahead of the view, where they are prepared.
+        self.ahead: tuple[Prepared, list[Decision]] | None = None
+        self._policies: dict[object, list[Policy]] | None = None
         #: What may be given back after the response is made.
-        self.refundable: list[tuple[Limit, Decision]] = []
-        self.held: list[Held] = []
+        self.refundable: list[tuple[Limit, Decision]] | None = None
+        self.held: list[Held] | None = None
         self._failing: BaseException | None = None
-        self._called: set[Limit] = set()
+        self._called: set[Limit] | None = None
 
     @classmethod
     def current(cls) -> RequestLimits | None:
@@ -218,23 +245,41 @@ class RequestLimits:
             state = known[_STATE] = cls()
         return state
 
+    @property
+    def policies(self) -> dict[object, list[Policy]]:
+        """What the response tells of each limit: the last decision, however often it was asked."""
+        if self._policies is None:
+            self._policies = {}
+            if self.ahead is not None:
+                prepared, decisions = self.ahead
+                self._policies.update(prepared.policies(decisions))
+        return self._policies
+
+    @property
+    def anything_else(self) -> bool:
+        """Whether more was judged than what was judged ahead."""
+        return self._policies is not None
+
     def note(self, judged: Iterable[Judged]) -> None:
         """Note decisions for the response."""
         for limit, charge, decision in judged:
             if not limit.shadow:
                 self.policies[limit] = policies_of(charge.rates, decision)
             if decision.receipt is not None:
-                self.refundable.append((limit, decision))
+                self.refundable = [*(self.refundable or ()), (limit, decision)]
 
     def covers(self, limit: Limit) -> bool:
         """Tell whether a call needs not be judged: of what the view may call, the first only."""
         route = self.route
-        if route is None:
+        return route is not None and (limit in route.covered or self.covers_once(limit))
+
+    def covers_once(self, limit: Limit) -> bool:
+        """Tell whether this is the first call of a function that may be the view's own."""
+        route = self.route
+        if route is None or limit not in route.covered_once or limit in (self._called or ()):
             return False
-        if limit in route.covered_once and limit not in self._called:
-            self._called.add(limit)
-            return True
-        return limit in route.covered
+        self._called = {limit, *(self._called or ())}
+        return True
 
     def scope_of(self, declared: Any) -> str | None:
         """Return the scope of a declaration that is the view's own; ``None`` for others."""
@@ -242,7 +287,9 @@ class RequestLimits:
 
     def hold(self, held: Held) -> None:
         """Free something when the request ends, or with its response if that is a stream."""
-        if not self.held:
+        if self.held is None:
+            _see_requests_end(current().app)
+            self.held = []
             self._failing = sys.exc_info()[1]  # of who called the app, if anything
         self.held.append(held)
 
@@ -250,8 +297,29 @@ class RequestLimits:
         """The request ends: nothing is sent any more but a response that is finished by now."""
         error = sys.exc_info()[1]
         failed = error is not None and error is not self._failing
-        for held in self.held:
+        for held in self.held or ():
             held.end(failed=failed)
+
+
+_overriding = ProcessLock()
+
+
+def _see_requests_end(app: Flask) -> None:
+    """Override what ends the requests of an app that holds something in them."""
+    with _overriding:
+        teardown: Any = app.do_teardown_request
+        if getattr(teardown, "__module__", None) == __name__:
+            return
+
+        def do_teardown_request(*args: Any) -> None:
+            try:
+                teardown(*args)
+            finally:
+                state = RequestLimits.current()
+                if state is not None and state.held is not None:
+                    state.end()
+
+        vars(app)["do_teardown_request"] = do_teardown_request
 
 
 def enforce(applied: Sequence[Applied]) -> None:
@@ -307,15 +375,25 @@ def judge(runtime: Runtime, charged: Sequence[Charged]) -> list[Judged]:
     """
     if not charged:
         return []
-    limiter = runtime.limiter
     try:
-        decisions = limiter.judge([charge for _, charge in charged])
+        decisions = runtime.limiter.judge([charge for _, charge in charged])
     except RedisUnavailable as error:
-        if not all(limit.shadow or goes_on(error, limit.on_outage) for limit, _ in charged):
-            raise unavailable(error)  # noqa: B904 - the same one
-        # All of them agreed to go on: some count in this process, the others step back.
-        charged = [pair for pair in charged if pair[0].on_outage == "local"]
-        decisions = limiter.local.judge([charge for _, charge in charged])
+        return _without_redis(runtime, charged, error)
+    return [(*pair, decision) for pair, decision in zip(charged, decisions, strict=True)]
+
+
+def _without_redis(
+    runtime: Runtime, charged: Sequence[Charged], error: RedisUnavailable
+) -> list[Judged]:
+    """Do as the limits say while Redis is away.
+
+    :raises RedisUnavailable: if one of them refuses then.
+    """
+    if not all(limit.shadow or goes_on(error, limit.on_outage) for limit, _ in charged):
+        raise unavailable(error)
+    # All of them agreed to go on: some count in this process, the others step back.
+    charged = [pair for pair in charged if pair[0].on_outage == "local"]
+    decisions = runtime.limiter.local.judge([charge for _, charge in charged])
     return [(*pair, decision) for pair, decision in zip(charged, decisions, strict=True)]
 
 
@@ -366,12 +444,11 @@ def install(app: Flask, runtime: Runtime, limits: AppLimits) -> Routes:
     :param runtime: what belongs to it.
     :param limits: those of the app as a whole and of its blueprints.
     """
-    routes = Routes(limits, lambda: runtime.health)
+    routes = Routes(limits, lambda: runtime.health, lambda route: Prepared.of(runtime, route, app))
     guard = _Guard(app, runtime, routes)
     vars(app).update(
         preprocess_request=guard.preprocess_request,
         process_response=guard.process_response,
-        do_teardown_request=guard.do_teardown_request,
     )
     return routes
 
@@ -387,7 +464,6 @@ class _Guard:
         self._surveying = ProcessLock()
         self._preprocess: Callable[..., Any] = app.preprocess_request
         self._process: Callable[..., Response] = app.process_response
-        self._teardown: Callable[..., None] = app.do_teardown_request
         #: Nobody else overrides what is done with URL values and hooks.
         self._plain = getattr(app.preprocess_request, "__func__", None) is Flask.preprocess_request
 
@@ -397,29 +473,36 @@ class _Guard:
         A key may need what a URL value preprocessor finds out: these come first, and one that
         refuses hides no limit. Where an app overrides this method itself, they come after.
         """
-        if self._plain and any(self._app.url_value_preprocessors.values()):
-            answer = self._preprocess_in_order()
+        asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+        preprocessors = self._app.url_value_preprocessors
+        if preprocessors and self._plain and any(preprocessors.values()):
+            answer = self._preprocess_in_order(asked)
         else:
-            self._check_ahead()
-            answer = self._preprocess(*args)
-        if answer is None:
+            answer = self._check_ahead(asked)
+            if answer is None:
+                answer = self._preprocess(*args)
+        if answer is None and self._routes.any_late:
             state = RequestLimits.current()
             if state is not None and state.route is not None and state.route.late:
                 _check_late(state.route)
         return answer
 
-    def _preprocess_in_order(self) -> Any:
+    def _preprocess_in_order(self, asked: Request) -> Any:
         """As Flask does it, with the limits between URL value preprocessors and hooks."""
-        app, names = self._app, (None, *reversed(request.blueprints))
+        app, names = self._app, (None, *reversed(asked.blueprints))
         try:
             for name in names:
                 for preprocessor in app.url_value_preprocessors.get(name, ()):
-                    preprocessor(request.endpoint, request.view_args)
+                    preprocessor(asked.endpoint, asked.view_args)
         except Exception:
             with suppress(RedisUnavailable):  # the request is refused as it is
-                self._check_ahead()
+                answer = self._check_ahead(asked)
+                if answer is not None:
+                    return answer
             raise
-        self._check_ahead()
+        answer = self._check_ahead(asked)
+        if answer is not None:
+            return answer
         for name in names:
             for hook in app.before_request_funcs.get(name, ()):
                 answer = app.ensure_sync(hook)()
@@ -427,32 +510,47 @@ class _Guard:
                     return answer
         return None
 
-    def _check_ahead(self) -> None:
-        """Judge what applies to the current request.
+    def _check_ahead(self, asked: Request) -> Response | None:
+        """Judge what applies to a request.
 
-        :raises HTTPException: if it is refused.
+        :returns: a refusal, where nothing but the request is to be refused by it.
+        :raises HTTPException: any other refusal.
         """
-        state = RequestLimits.current()
-        if state is None or state.checked:
-            return
+        known, runtime = asked.__dict__, self._runtime
+        state: RequestLimits | None = known.get(_STATE)
+        if state is None:
+            state = known[_STATE] = RequestLimits()
+        elif state.checked:
+            return None
         if not self._surveyed:
             self._survey()
         state.checked = True
-        current_request: Request = request._get_current_object()  # type: ignore[attr-defined]
-        warn_of_untrusted_proxy(current_request, self._runtime.warned)
-        rule = current_request.url_rule
-        if current_request.routing_exception is not None:
-            rule = None
-        route = self._routes.find(rule, current_request.method)
-        ahead = route.ahead
-        if route.static is not None and _is_file(route.static.static_folder, current_request):
-            ahead = ahead[route.of_app :]
-        if ahead:
-            enforce(ahead)
+        if runtime.bus.begins:  # the background check does not run yet in this process
+            runtime.monitor.start()
+        environ = asked.environ
+        if "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
+            warn_of_untrusted_proxy(asked, runtime.warned)
+        rule = asked.url_rule if asked.routing_exception is None else None
+        route = self._routes.find(rule, asked.method)
+        prepared: Prepared | None = route.prepared
+        if prepared is not None and route.static is None:
+            refusal = prepared.check(asked, state)
+            if refusal is not None:
+                return refusal
+        elif route.ahead:
+            self._enforce(asked, route)
         # Only now: who is refused may still call the view, from an error handler.
         state.route = route
         for check in route.checks:
             check()
+        return None
+
+    def _enforce(self, asked: Request, route: Route) -> None:
+        """Judge limits that differ from request to request, or those of a static file."""
+        if route.static is not None and _is_file(route.static.static_folder, asked):
+            enforce(route.ahead[route.of_app :])
+        else:
+            enforce(route.ahead)
 
     def _survey(self) -> None:
         """Before the first request: see to limits above hooks, and report weak limits."""
@@ -465,15 +563,17 @@ class _Guard:
     def process_response(self, *args: Any) -> Response:
         """Name the limits in the response, and give back what its outcome says."""
         response = self._process(*args)
-        state = RequestLimits.current()
+        state: RequestLimits | None = request._get_current_object().__dict__.get(_STATE)  # type: ignore[attr-defined]
         if state is None:
             return response
-        for held in state.held:
-            held.keep_until_sent(response)
-        if state.policies:
+        if state.held is not None:
+            for held in state.held:
+                held.keep_until_sent(response)
+        ahead = state.ahead
+        if state.anything_else or (ahead is not None and not ahead[0].tell(response, ahead[1])):
             policies = [policy for listed in state.policies.values() for policy in listed]
             rate_limit_headers(response, policies, self._runtime.settings.rate_limit_headers)
-        for limit, decision in state.refundable:
+        for limit, decision in state.refundable or ():
             try:
                 if limit.is_refunded(response):
                     self._runtime.limiter.refund(decision)
@@ -481,14 +581,142 @@ class _Guard:
                 logger.exception("A charge could not be given back")
         return response
 
-    def do_teardown_request(self, *args: Any) -> None:
-        """Free what the request held, whatever became of it."""
+
+class Prepared:
+    """The limits that are judged ahead of a view, where no request changes them.
+
+    :param runtime: what belongs to the app.
+    :param applied: the limits with their scopes: their rates and costs are constant, and nobody is
+        exempt from them.
+    :param early: makes refusals that need nothing of the app but its response class.
+    """
+
+    def __init__(self, runtime: Runtime, applied: Sequence[Applied], early: EarlyReplies) -> None:
+        self._runtime = runtime
+        self.limits = [limit for limit, _ in applied]
+        self._rates: list[tuple[Rate, ...]] = [limit.rates for limit in self.limits]  # type: ignore[misc]
+        self._scopes = [limit.scope_in(scope) for limit, scope in applied]
+        self.refundable = any(limit.refund_when is not None for limit in self.limits)
+        self._early = early
+        self._style = runtime.settings.rate_limit_headers
+        keys = [limit.key for limit in self.limits]
+        readers = [reader_of(key, runtime.settings) for key in keys]
+        self._readers = readers
+        # One key of several limits is asked once.
+        self._one_reader = readers[0] if all(key is keys[0] for key in keys) else None
+        self._number = len(self.limits)
+        costs = [limit.cost for limit in self.limits]
+        self._costs: Any = None if set(costs) == {1} else costs
+        self._terms = [
+            Terms(rates, scope, limit.refund_when is not None, limit.shadow)
+            for limit, rates, scope in zip(self.limits, self._rates, self._scopes, strict=True)
+        ]
+        self._judge = runtime.limiter.compile(self._terms).judge
+        #: What responses tell, where all limits can refuse.
+        self.fields: Fields | None = None
+        if not any(limit.shadow for limit in self.limits):
+            self.fields = Fields(tuple((rate, False) for rates in self._rates for rate in rates))
+
+    @classmethod
+    def of(cls, runtime: Runtime, route: Route, app: Flask) -> Prepared | None:
+        """Return the limits of a route if they can be prepared."""
+        for limit, _ in route.ahead:
+            if callable(limit.rates) or callable(limit.cost) or limit.exempt_when is not None:
+                return None
+        names = [] if route.rule is None else blueprint_names(route.rule.endpoint)
+        return cls(runtime, route.ahead, EarlyReplies(app, runtime.bus, names))
+
+    def check(self, asked: Request, state: RequestLimits) -> Response | None:
+        """Judge the limits of a request; as :func:`enforce`.
+
+        :returns: a refusal that nobody else wants to know of.
+        """
         try:
-            self._teardown(*args)
-        finally:
-            state = RequestLimits.current()
-            if state is not None and state.held:
-                state.end()
+            if self._one_reader is not None:
+                subjects = [self._one_reader()] * self._number
+            else:
+                subjects = [read() for read in self._readers]
+        except Exception:  # noqa: BLE001 - the limits that can be worked out count all the same
+            enforce(list(zip(self.limits, self._scopes, strict=True)))
+            return None
+        try:
+            decisions = self._judge(subjects, self._costs)
+        except RedisUnavailable as error:
+            return self._without_redis(asked, state, subjects, error)
+        for decision in decisions:
+            if not decision.allowed:
+                return self._refuse(asked, state, decisions)
+        state.ahead = self, decisions
+        if self.refundable:
+            pairs = zip(self.limits, decisions, strict=True)
+            state.refundable = [pair for pair in pairs if pair[1].receipt is not None]
+        return None
+
+    def policies(self, decisions: Sequence[Decision]) -> dict[object, list[Policy]]:
+        """Return what a response tells of each limit."""
+        judged = zip(self.limits, self._rates, decisions, strict=True)
+        return {
+            limit: policies_of(rates, decision)
+            for limit, rates, decision in judged
+            if not limit.shadow
+        }
+
+    def _charged(self, subjects: Sequence[str]) -> list[Charged]:
+        costs = self._costs or [1] * len(self.limits)
+        parts = zip(self.limits, self._rates, subjects, costs, self._scopes, strict=True)
+        return [
+            (
+                limit,
+                Charge(rates, subject, cost, scope, limit.refund_when is not None, limit.shadow),
+            )
+            for limit, rates, subject, cost, scope in parts
+        ]
+
+    def _without_redis(
+        self, asked: Request, state: RequestLimits, subjects: Sequence[str], error: RedisUnavailable
+    ) -> Response | None:
+        try:
+            judged = _without_redis(self._runtime, self._charged(subjects), error)
+        except RedisUnavailable:
+            answer = self._early.unavailable(asked, error)
+            if answer is None:
+                raise
+            return answer
+        state.note(judged)
+        refuse(self._runtime, judged, asked.endpoint)
+        return None
+
+    def _refuse(
+        self, asked: Request, state: RequestLimits, decisions: list[Decision]
+    ) -> Response | None:
+        worst: Decision | None = None
+        for limit, scope, decision in zip(self.limits, self._scopes, decisions, strict=True):
+            if not decision.allowed:
+                announce(self._runtime, decision, asked.endpoint, scope, shadow=limit.shadow)
+                if not limit.shadow and (worst is None or decision.retry_after > worst.retry_after):
+                    worst = decision
+        if worst is None:
+            state.ahead = self, decisions
+            return None
+        answer = None
+        if self.fields is not None and self._style == "draft":
+            refusing = self.fields.refusing(decisions)
+            if refusing is not None:
+                answer = self._early.exceeded(asked, worst, *refusing)
+        if answer is None:
+            state.ahead = self, decisions
+            policies = [policy for listed in state.policies.values() for policy in listed]
+            raise RateLimitExceeded(worst, violated(policies))
+        return answer
+
+    def tell(self, response: Response, decisions: Sequence[Decision]) -> bool:
+        """Name the limits in a response, as :func:`.headers.rate_limit_headers`.
+
+        :returns: whether it was done.
+        """
+        if self.fields is None or self._style != "draft":
+            return False
+        return self.fields.write(response, decisions)
 
 
 def _check_late(route: Route) -> None:

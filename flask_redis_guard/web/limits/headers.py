@@ -69,6 +69,62 @@ def rate_limit_headers(response: Response, policies: Sequence[Policy], style: st
         headers["X-RateLimit-Reset"] = str(math.ceil(time.time()) + _seconds(worst))
 
 
+class Fields:
+    """The fields of limits that are the same at every request, as far as they never change.
+
+    :param policies: the rates, and whether each is about what goes on at once.
+    """
+
+    __slots__ = ("_items", "_policy")
+
+    def __init__(self, policies: tuple[tuple[Rate, bool], ...]) -> None:
+        self._policy, self._items = _policy_field(policies)
+
+    def write(self, response: Response, decisions: Sequence[Decision]) -> bool:
+        """Add the fields of the draft, as :func:`rate_limit_headers`.
+
+        :returns: whether it was done: not where something of the limits is unknown, nor where the
+            response has such fields already.
+        """
+        if response.status_code in _REDIRECTS:
+            return True
+        if len(decisions) == 1:
+            states = decisions[0].states
+        else:
+            states = tuple([state for decision in decisions for state in decision.states])
+        if len(states) != len(self._items):
+            return False
+        headers = response.headers
+        for name, _ in headers:
+            if name[:1] in "Rr" and name.lower().startswith("ratelimit"):
+                return False
+        headers.add("RateLimit-Policy", self._policy)
+        headers.add("RateLimit", self._told(states))
+        return True
+
+    def refusing(self, decisions: Sequence[Decision]) -> tuple[tuple[str, ...], str, str] | None:
+        """Return the names of the policies that refuse, and both fields.
+
+        :returns: ``None`` where something of the limits is unknown.
+        """
+        states = tuple([state for decision in decisions for state in decision.states])
+        if len(states) != len(self._items):
+            return None
+        pairs = zip(self._items, states, strict=True)
+        names = tuple([item[1:-1] for item, state in pairs if not state.allowed])
+        return names, self._policy, self._told(states)
+
+    def _told(self, states: Sequence[RateState]) -> str:
+        told, between = "", ""
+        for item, state in zip(self._items, states, strict=True):
+            rate, allowed, remaining, reset, retry = state
+            after = int(-(-(reset if allowed else retry) // 1))
+            least = -(-remaining * rate.per_seconds // rate.limit)
+            told = f"{told}{between}{item};r={remaining};t={max(after, least)}"
+            between = ", "
+        return told
+
+
 def violated(policies: Sequence[Policy]) -> list[str]:
     """Return the names, as the header has them, of the policies that refuse."""
     names = policy_names(policy.rate for policy in policies)

@@ -266,6 +266,8 @@ class Route:
     scopes: dict[Any, str] = field(default_factory=dict)
     #: Whose static files are exempt.
     static: Scaffold | None = None
+    #: What :mod:`.enforce` prepares of the limits ahead, where no request changes them.
+    prepared: Any = None
     #: Called after the limits that are judged ahead.
     checks: tuple[Callable[[], None], ...] = ()
 
@@ -275,16 +277,25 @@ class Routes:
 
     :param limits: those of the app as a whole and of its blueprints.
     :param health: gives the blueprint of the health routes, which is exempt.
+    :param prepare: prepares the limits of a route that are judged ahead, once it serves a request.
     """
 
     #: More than any app has: methods of a rule that accepts all of them are the client's choice.
     _MOST: Final = 10_000
 
-    def __init__(self, limits: AppLimits, health: Callable[[], Blueprint | None]) -> None:
+    def __init__(
+        self,
+        limits: AppLimits,
+        health: Callable[[], Blueprint | None],
+        prepare: Callable[[Route], Any] = lambda route: None,
+    ) -> None:
         self.limits = limits
+        self._prepare = prepare
         self._app = limits.app
         self._health = health
         self._routes: dict[tuple[int, str], Route] = {}
+        #: Whether a limit of a route stands above it.
+        self.any_late = False
         self._checks: list[tuple[Callable[[Rule], bool], Callable[[], None]]] = []
 
     def add_check(self, applies: Callable[[Rule], bool], check: Callable[[], None]) -> None:
@@ -296,7 +307,7 @@ class Routes:
         self._checks.append((applies, check))
 
     def find(self, rule: Rule | None, method: str) -> Route:
-        """Return what limits a request.
+        """Return what limits a request, prepared for many more.
 
         :param rule: the rule that matched.
         :param method: the HTTP method.
@@ -306,16 +317,20 @@ class Routes:
         if (
             route is None
             or route.rule is not rule
-            or route.version != self.limits.version
+            or route.version != self.limits.declared.version
             or (rule is not None and self._app.view_functions.get(rule.endpoint) is not route.view)
         ):
             if len(self._routes) >= self._MOST:
                 self._routes.clear()
-            route = self._routes[key] = self._resolve(rule, method)
+            route = self.look_up(rule, method)
+            route.prepared = self._prepare(route) if route.ahead else None
+            self.any_late = self.any_late or bool(route.late)
+            self._routes[key] = route
         return route
 
-    def _resolve(self, rule: Rule | None, method: str) -> Route:
-        version, scopes = self.limits.version, Scopes(self.limits.default_key)
+    def look_up(self, rule: Rule | None, method: str) -> Route:
+        """Return what limits requests of a rule and method."""
+        version, scopes = self.limits.declared.version, Scopes(self.limits.default_key)
         if rule is None:
             of_app = tuple((one, scopes.give(one, "app")) for one in self.limits.of_app())
             return Route(None, None, version, of_app, len(of_app))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -50,7 +51,7 @@ def check_key(key: Any) -> None:
         raise ConfigurationError("key", key, KEYS)
 
 
-def subject_of(key: Key, settings: Settings) -> tuple[str, ...]:
+def subject_of(key: Key, settings: Settings) -> str:
     """Return who is counted in the current request.
 
     Each kind of subject is a space of its own. Where the key gives nothing, the address is counted,
@@ -62,7 +63,7 @@ def subject_of(key: Key, settings: Settings) -> tuple[str, ...]:
     if key is None:
         key = settings.default_key
     if key == "address":
-        return ("address", client_address(settings.ipv6_prefix))
+        return _named("address", client_address(settings.ipv6_prefix))
     space = kind_of(key)
     if callable(key):
         value = key()
@@ -72,15 +73,40 @@ def subject_of(key: Key, settings: Settings) -> tuple[str, ...]:
         value = _session()
     else:
         value = request.headers.get(key.partition(":")[2])
+    return _finish(space, settings, value)
+
+
+def reader_of(key: Key, settings: Settings) -> Callable[[], str]:
+    """Return a function that returns what :func:`subject_of` does, for the same key each time."""
+    if not callable(key):
+        return partial(subject_of, key, settings)
+    finish = partial(_finish, "key", settings)
+
+    def read() -> str:
+        value = key()
+        return f"key\0str\0{value}" if type(value) is str and value else finish(value)
+
+    return read
+
+
+def _finish(space: str, settings: Settings, value: Any) -> str:
+    """Return the subject that a value of a key stands for."""
+    if type(value) is str and value:  # by far the most
+        return f"{space}\0str\0{value}"
     if value is None or value == "" or value == b"":
-        return (f"no {space}", client_address(settings.ipv6_prefix))
+        return _named(f"no {space}", client_address(settings.ipv6_prefix))
     _check_subject(value)
     # The type counts too: the user 1 is not the user "1" of another table.
     text = value.hex() if isinstance(value, (bytes, bytearray)) else str(value)
-    return (space, type(value).__name__, text)
+    return _named(space, type(value).__name__, text)
 
 
-def subjects_named(key: Key, name: str, settings: Settings) -> list[tuple[str, ...]]:
+def _named(*parts: str) -> str:
+    """Return one text; all parts but the last are names, without the character between them."""
+    return "\0".join(parts)
+
+
+def subjects_named(key: Key, name: str, settings: Settings) -> list[str]:
     """Return every subject that a name typed by an operator can mean under a key.
 
     :param key: a limit's key.
@@ -90,14 +116,14 @@ def subjects_named(key: Key, name: str, settings: Settings) -> list[tuple[str, .
     key = key or settings.default_key
     address, space = counted_address(name, settings.ipv6_prefix), kind_of(key)
     if key == "address":
-        return [("address", address)]
+        return [_named("address", address)]
     # What gave no subject was counted by the address.
-    found: list[tuple[str, ...]] = [(f"no {space}", address)] if _is_address(name) else []
-    found += [(space, kind, name) for kind in _kinds(name)]
+    found = [_named(f"no {space}", address)] if _is_address(name) else []
+    found += [_named(space, kind, name) for kind in _kinds(name)]
     if key == "user" and name:  # whom a session names is counted by what stands for them there
-        found.append((space, "str", user_tag(name)))
+        found.append(_named(space, "str", user_tag(name)))
     if callable(key):
-        found += [(space, kind, name.encode().hex()) for kind in ("bytes", "bytearray")]
+        found += [_named(space, kind, name.encode().hex()) for kind in ("bytes", "bytearray")]
     return found
 
 
@@ -176,6 +202,7 @@ def client_address(ipv6_prefix: int = 64) -> str:
     return counted_address(raw, ipv6_prefix)
 
 
+@lru_cache(4096)
 def counted_address(raw: str, ipv6_prefix: int) -> str:
     """Return what an address is counted as; anything else as it is.
 
