@@ -128,7 +128,7 @@ def test_check_finds_what_is_no_redis() -> None:
     ("source", "line", "words"),
     [
         ("app.config['REDIS_URL'] = 'http://h'\nRedisGuard(app)", 5, "REDIS_URL is '***'"),
-        ("@rate_limited('5/min')\ndef view(): ...", 4, "'5/min' is no rate"),
+        ("@rate_limited('5/min')\ndef view(): ...", 4, "rates is '5/min'"),
         ("RedisGuard(app).limit_app('5/minute', key=3.5)", 4, "key is 3.5"),
     ],
 )
