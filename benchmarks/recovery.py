@@ -198,7 +198,7 @@ def _told(answers: list[Answer], down: float, up: float) -> list[object]:
 
 
 class HalfDead(LoopbackServer):
-    """Passes on what the checks send, and cuts the connection of whoever runs a script.
+    """Passes on what the checks send, and cuts the connection of each caller that runs a script.
 
     :param target: where the server behind it listens.
     """

@@ -12,7 +12,7 @@ second time.
 
 There is no lock: each step is one operation of a list, a deque or a dictionary, so that neither a
 killed greenlet nor an exception of a signal handler can leave one held. Waking somebody is a hint.
-Whoever waits looks for itself at every part of its time whether there is something to do.
+A caller that waits looks for itself at every part of its time whether there is something to do.
 """
 
 from __future__ import annotations

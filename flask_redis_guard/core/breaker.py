@@ -486,7 +486,7 @@ class FailureWindow:
 class Announcer(Generic[T]):
     """Hand items to a callback one at a time, in the order in which they were added.
 
-    Whoever finds items waiting delivers them, unless somebody is at it already: then that one
+    A caller that finds items waiting delivers them, unless somebody is at it already: then that one
     goes on until none is left. So a callback may itself cause further items.
 
     :param callback: receives each item; what it raises is logged and changes nothing.

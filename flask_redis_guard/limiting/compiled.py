@@ -27,7 +27,7 @@ _TAG: Final = b"{%b}" % (20 * b"-")
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """One limit, whoever it is applied to.
+    """One limit, for any subject.
 
     :param rates: its rates, at least one; all of them have to have room.
     :param scope: what is counted: the same rates in the same scope share their counters.

@@ -86,7 +86,7 @@ class KeyMaker:
         return b"{%b}" % b2a_base64(digest.digest(), newline=False).translate(_URL_SAFE)
 
     def pattern(self, rate: Rate, scope: str, *, kind: bytes = b"") -> bytes:
-        """A ``MATCH`` pattern for the keys of one rate, whoever the subject."""
+        """A ``MATCH`` pattern for the keys of one rate, of all subjects."""
         prefix = self.limit(rate, scope, kind)
         special = b"\\*?[]^-"
         return b"".join(b"\\%c" % c if c in special else b"%c" % c for c in prefix) + b"{*}"

@@ -143,7 +143,7 @@ class Receipt:
 
 
 def refund(decisions: Iterable[Decision]) -> None:
-    """Give back what refundable charges took, each to whoever charged it.
+    """Give back what refundable charges took, each where it was charged.
 
     :raises RedisUnavailable: if one of them cannot; the others have been given back all the same.
     """

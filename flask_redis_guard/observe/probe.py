@@ -345,7 +345,7 @@ class Monitor:
         if started < circuit.due:
             return circuit.due - started
         healthy = self._check([circuit]).healthy
-        # The second success shall not wait for another interval.
+        # The second success does not wait for another interval.
         while healthy and circuit.target.breaker.state is CircuitState.HALF_OPEN:
             healthy = self._check([circuit]).healthy
         now = time.monotonic()

@@ -183,7 +183,7 @@ def test_page_lists_the_processes_and_shows_the_chosen_one(
     browser: WebDriver, own_server: RedisServer
 ) -> None:
     env = {"REDIS_URL": own_server.url, "REDIS_GUARD_HEALTH_TOKEN": TOKEN}
-    # With one thread each, whoever is free answers: now this one, now the other.
+    # With one thread each, the one that is free answers: now this one, now the other.
     with GunicornApp(APP, worker_class="sync", workers=2, env=env) as app:
         open_page(browser, app)
         headline(browser, "Redis is healthy", 5)

@@ -127,7 +127,7 @@ def test_waiting_for_a_free_connection_ends_at_the_deadline(redis_server: RedisS
         assert time.monotonic() - started < 0.3 + SLACK
     assert guarded.gate.breaker.state.value == "closed"
     assert {outcome for _, outcome, _ in guarded.finished} == {"neutral"}
-    # One given back goes to whoever waits for it.
+    # One given back goes to a caller that waits for it.
     got: list[Any] = []
     waiter = threading.Thread(target=lambda: got.append(guarded.client.ping()))
     waiter.start()

@@ -172,7 +172,7 @@ def endure(running: Running, longest_retry: int) -> None:
 def test_limit_and_outages(running: Running) -> None:
     assert statuses(running.storm("/tight", 200)) == {200: 5, 429: 195}
     server = running.server
-    for broken, mended in ((server.kill, server.start), (server.pause, server.resume)):
+    for broken, restored in ((server.kill, server.start), (server.pause, server.resume)):
         running.notes.write_text("")
         broken()
         endure(running, LONGEST_RETRY)
@@ -184,7 +184,7 @@ def test_limit_and_outages(running: Running) -> None:
                 assert answer.retry_after is not None
                 assert 1 <= answer.retry_after <= LONGEST_RETRY
                 assert answer.seconds < LONGEST
-        mended()
+        restored()
         eventually(lambda: statuses(running.storm("/wide", 16)) == {200: 16}, 15, "service resumes")
         eventually(
             lambda: all(steps[-1][1] == "closed" for steps in running.transitions().values()),

@@ -32,7 +32,7 @@ SECRETS = (PASSWORD, quote(PASSWORD, safe=""), quote(PASSWORD), TOKEN, SECRET_KE
 
 
 class Said(logging.Handler):
-    """All that was said, in logs at every level and by whoever writes to it."""
+    """All that was said, in logs at every level and by all that write to it."""
 
     def __init__(self) -> None:
         super().__init__(level=1)

@@ -521,16 +521,16 @@ def test_receiver_finds_the_lock_free_and_may_use_the_breaker() -> None:
     assert seen == [(OPEN, "open"), (CLOSED, "after reset"), (CLOSED, "closed")]
 
 
-@pytest.mark.parametrize("mishap", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("interruption", [RuntimeError, KeyboardInterrupt])
 def test_receiver_that_fails_leaves_the_breaker_correct(
-    mishap: type[BaseException], caplog: pytest.LogCaptureFixture
+    interruption: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[CircuitState] = []
     clock = FakeClock()
 
     def receiver(transition: Transition) -> None:
         told.append(transition.current)
-        raise mishap
+        raise interruption
 
     breaker = CircuitBreaker(
         failure_threshold=1, success_threshold=1, clock=clock, on_transition=receiver
@@ -542,20 +542,20 @@ def test_receiver_that_fails_leaves_the_breaker_correct(
         breaker.settle(permit, outcome)
 
     def expect(outcome: Outcome) -> None:
-        if mishap is RuntimeError:
+        if interruption is RuntimeError:
             go(outcome)
         else:
-            with pytest.raises(mishap):
+            with pytest.raises(interruption):
                 go(outcome)
 
     expect(Outcome.FAILURE)
     assert breaker.state is OPEN
     clock.advance(40)
-    if mishap is RuntimeError:
+    if interruption is RuntimeError:
         assert breaker.state is HALF_OPEN
         assert "receiver of a circuit breaker transition failed" in caplog.text
     else:
-        with pytest.raises(mishap):
+        with pytest.raises(interruption):
             _ = breaker.state
     expect(Outcome.SUCCESS)
     assert breaker.state is CLOSED

@@ -364,7 +364,7 @@ class GuardedCluster(redis.RedisCluster):
         self.map = ClusterMap(self.gate, self._nodes, self._seeds)
         self._made_in = _here()
 
-    # Whoever looks at the nodes wants those of the cluster; redis-py's constructor sets them.
+    # A caller who looks at the nodes wants those of the cluster; redis-py's constructor sets them.
 
     @property
     def nodes_manager(self) -> NodesManager:

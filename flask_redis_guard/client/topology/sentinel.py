@@ -486,7 +486,7 @@ class SentinelManaged(GuardedConnection):
 
     @property
     def is_busy(self) -> bool:
-        """Whether an operation is under way on it, whoever's; a subscriber's has ended."""
+        """Whether anybody's operation is under way on it; a subscriber's has ended."""
         owners = (self.holder, self.borrowed)
         return any(owner is not None and not owner.settled for owner in owners)
 

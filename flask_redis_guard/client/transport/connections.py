@@ -117,7 +117,7 @@ class GuardedConnection:
     def connect(self, *args: Any, **kwargs: Any) -> None:
         """Connect unless connected.
 
-        Where the time is used up on the way, whoever comes next goes on from there. After any
+        Where the time is used up on the way, the next caller goes on from there. After any
         other error it is closed.
         """
         if self._sock is not None and (not self._greetings or self._may_follow()):
@@ -429,7 +429,7 @@ class GuardedConnection:
         if self.borrowed is not None and not self._owed:
             self._begin_again(self.borrowed)
         if self._demoted and not self._owed:
-            self.disconnect()  # whoever holds it looks for the primary anew
+            self.disconnect()  # its holder looks for the primary anew
         if self._sock is None:
             self.connect()
         operation = self._sock.operation = self.operation()

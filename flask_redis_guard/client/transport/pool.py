@@ -1,4 +1,4 @@
-"""The pool: bounded, waiting no longer than the deadline, gating who comes unannounced."""
+"""The pool: bounded by the deadline, and gating connections borrowed without an operation."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def dial(
 ) -> Generator[Step, None, socket.socket]:
     """Connect to the first address that answers, in steps.
 
-    The generator yields what it waits for, so that whoever comes next can go on where the last
+    The generator yields what it waits for, so that the next caller can go on where the last
     caller's time was used up.
 
     :param addresses: as :func:`socket.getaddrinfo` gives them.

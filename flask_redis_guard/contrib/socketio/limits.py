@@ -49,7 +49,7 @@ _hooking = ProcessLock()
 class SocketIOLimits(ConnectionPolicy):
     """The limits of the connections and messages of Flask-SocketIO handlers.
 
-    A refused connection sees ``connect_error``; whoever is over a limit afterwards gets the event
+    A refused connection sees ``connect_error``; a client over a limit afterwards gets the event
     ``rate_limited`` and is disconnected. Both carry ``code`` (1008, 1009 or 1013), ``message`` and
     ``retry_after`` in seconds. The parameters are those of
     :func:`~flask_redis_guard.websocket_limited`. Each namespace counts by itself, all its handlers

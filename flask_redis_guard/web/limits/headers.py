@@ -170,7 +170,7 @@ def _reset(state: RateState, concurrent: bool) -> str:
 def _seconds(state: RateState) -> int:
     """Return the seconds until more is available: never earlier than it is.
 
-    Whoever spends what remains within them keeps to the rate.
+    A client that spends what remains within them keeps to the rate.
     """
     rate = state.rate
     after = state.reset_after if state.allowed else state.retry_after

@@ -161,7 +161,7 @@ class LimitedWebSocket:
                 pass
             except OSError:  # it is gone, or it reads nothing
                 self._paced.cut()
-        # The reader may still be at work on what came before: nobody shall see it, or wait for it.
+        # The reader may still be at work on what came before: nobody may see it, or wait for it.
         ws.connected = False
         ws.input_buffer = _Discarded([b""])
         ws.event.set()
@@ -173,7 +173,7 @@ class LimitedWebSocket:
 
 
 class _Discarded(list[bytes]):
-    """In the place of received messages: takes none, and whoever waits for one is woken."""
+    """In the place of received messages: takes none, and wakes who waits for one."""
 
     def append(self, message: bytes) -> None:
         pass

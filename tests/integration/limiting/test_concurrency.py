@@ -1,4 +1,4 @@
-"""Leases: at most so many at once, whoever dies, whatever the clock does."""
+"""Leases: at most so many at once, whichever process dies, whatever the clock does."""
 
 from __future__ import annotations
 
