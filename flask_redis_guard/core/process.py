@@ -8,7 +8,6 @@ import os
 import queue
 import sys
 import threading
-import time
 import weakref
 from _thread import RLock
 from collections.abc import Callable
@@ -86,16 +85,17 @@ class Worker:
 
     :param name: of the thread.
     :param turn: a method of the object. What it raises is logged, and it is called again later.
+    :param what: it does, for the log: ``The background check``.
     """
 
-    def __init__(self, name: str, turn: Turn) -> None:
+    def __init__(self, name: str, turn: Turn, what: str = "") -> None:
         self._name = name
+        self.what = what or f"The thread {name}"
         self._turn = weakref.WeakMethod(turn, self._release)
         self._lock = ProcessLock()
         # Of this class of queue alone the documentation says that a finalizer may put into it.
         self._inbox: queue.SimpleQueue[None] | None = None
         self._pid = 0
-        self._not_before = 0.0
         self._complained = False
         watch_forks(self)
 
@@ -108,14 +108,12 @@ class Worker:
         """Have a turn taken now; starts the thread where there is none.
 
         :returns: whether there is a thread. Out of threads or memory there may be none; then the
-            next call tries again, but not at once.
+            next call tries again.
         """
         with self._lock:
             if self.running:
                 self._put()
                 return True
-            if time.monotonic() < self._not_before:
-                return False
             self._inbox, self._pid = queue.SimpleQueue(), os.getpid()
             inbox = self._inbox
         try:
@@ -123,9 +121,9 @@ class Worker:
                 target=_work, args=(self, self._turn, inbox), name=self._name, daemon=True
             ).start()
         except RuntimeError as exc:
-            self._inbox, self._not_before = None, time.monotonic() + 1.0
+            self._inbox = None
             if not self._complained:
-                logger.error("The thread %s cannot start yet: %s", self._name, exc)
+                logger.error("%s cannot start yet: %s", self.what, exc)
             self._complained = True
             return False
         self._complained = False
@@ -163,7 +161,7 @@ def _work(worker: Worker, turn: weakref.WeakMethod[Turn], inbox: queue.SimpleQue
             call = turn()
             if call is None:
                 return
-            pause = _take(call)
+            pause = _take(worker, call)
             del call  # while it waits nobody is kept alive
             if pause is None:
                 if worker.may_end(inbox):
@@ -174,11 +172,11 @@ def _work(worker: Worker, turn: weakref.WeakMethod[Turn], inbox: queue.SimpleQue
         worker.forget(inbox)
 
 
-def _take(turn: Turn) -> float | None:
+def _take(worker: Worker, turn: Turn) -> float | None:
     try:
         return turn()
     except Exception:
-        logger.exception("The thread %s failed unexpectedly", threading.current_thread().name)
+        logger.exception("%s failed unexpectedly", worker.what)
         return AFTER_ERROR
 
 

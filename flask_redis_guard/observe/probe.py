@@ -144,8 +144,9 @@ class Monitor:
         self.interval = interval
         self._recovery_interval = recovery_interval
         self._longest = max(recovery_interval, open_seconds)
-        self._worker = Worker("redis-guard-monitor", self._turn)
+        self._worker = Worker("redis-guard-monitor", self._turn, "The background check of Redis")
         self._next_check = 0.0
+        self._not_before = 0.0
         # Ahead of gevent's patches a thread would not be a greenlet: a call that the application
         # makes while it is imported starts none, the first request or start() does.
         self._may_start = False
@@ -169,11 +170,14 @@ class Monitor:
 
     def start(self) -> None:
         """Begin background checks in this process, unless they are running or turned off."""
-        self._may_start = True
+        self._may_start, now = True, time.monotonic()
         if not self._worker.running and self._wanted():
-            self._next_check = time.monotonic() + self.interval
+            if now < self._not_before:
+                return
+            self._next_check = now + self.interval
             if not self._worker.wake():
-                return  # the next operation tries again; users probe until it works
+                self._not_before = now + LEAST_INTERVAL
+                return  # a later operation tries again; users probe until it works
             self._gate.breaker.reserve_probes(self._reservation())
         self._bus.unsubscribe(CallBegan, self._began)
 

@@ -89,4 +89,4 @@ def test_what_needs_a_thread_begins_once_there_is_one(own_server: RedisServer) -
     # A place that nothing would renew is refused: its lease would end while it is held.
     assert starved == [200, 200, 200, "limit-failed", 503]
     assert set(told) == {"connection-failed", "breaker-open", "recovered"}
-    assert log.count("The thread redis-guard-monitor cannot start yet") == 1
+    assert log.count("The background check of Redis cannot start yet") == 1

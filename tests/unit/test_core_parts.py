@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import queue
 import threading
+import weakref
 from collections import deque
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flask_redis_guard.core import process
 from flask_redis_guard.core.breaker import SLOTS, Announcer, FailureWindow, Leases
-from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.core.process import ProcessLock, Worker
+from tests.support import eventually, run_python
 
 # -- announcer -----------------------------------------------------------------------------------
 
@@ -158,3 +163,138 @@ def test_lock_is_free_again_after_an_exception() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), lock:
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_lock_is_free_in_a_child_unless_the_forking_thread_holds_it(owned: bool) -> None:
+    told = run_python(
+        f"""
+        import os, threading, warnings
+        from flask_redis_guard.core.process import ProcessLock
+
+        warnings.simplefilter("ignore")  # of forking with threads
+        lock, held, done = ProcessLock(), threading.Event(), threading.Event()
+
+        def hold():
+            with lock:
+                held.set()
+                done.wait(10)
+
+        def fork():
+            child = os.fork()
+            if not child:
+                taken = []
+                thread = threading.Thread(target=lambda: taken.append(lock.acquire(timeout=1)))
+                thread.start()
+                thread.join()
+                print(taken[0], flush=True)
+            else:
+                os.waitpid(child, 0)
+            return child
+
+        if {owned}:
+            with lock:
+                child = fork()
+        else:
+            threading.Thread(target=hold).start()
+            held.wait(10)
+            child = fork()
+        done.set()
+        if not child:
+            os._exit(0)
+        """
+    )
+    assert told == f"{not owned}\n"
+
+
+# -- worker --------------------------------------------------------------------------------------
+
+
+class Owner:
+    """Takes turns, and notes them."""
+
+    def __init__(self, *pauses: float | None) -> None:
+        self.worker = Worker("test-worker", self.turn, "The test")
+        self.pauses = list(pauses)
+        self.turns: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.itself = self  # a cycle, as an application has many
+
+    def turn(self) -> float | None:
+        self.turns.put(threading.get_ident())
+        pause = self.pauses.pop(0) if self.pauses else 60.0
+        if pause == -1:
+            raise RuntimeError("boom")
+        return pause
+
+
+def test_worker_takes_turns_in_one_thread_and_at_once_when_it_is_woken() -> None:
+    owner = Owner(0.01, 60.0)
+    assert not owner.worker.running
+    assert owner.worker.wake()
+    first, second = owner.turns.get(timeout=5), owner.turns.get(timeout=5)
+    assert first == second != threading.get_ident()
+    assert owner.worker.wake()
+    assert owner.turns.get(timeout=5) == first
+    assert owner.turns.empty()
+
+
+def test_worker_ends_with_nothing_to_do_and_starts_again() -> None:
+    owner = Owner(None, None)
+    for _ in range(2):
+        assert owner.worker.wake()
+        owner.turns.get(timeout=5)
+        eventually(lambda: not owner.worker.running)
+    assert owner.turns.empty()
+
+
+def test_worker_that_is_woken_while_it_ends_takes_another_turn() -> None:
+    for _ in range(200):
+        owner = Owner(*[None] * 10)
+        owner.worker.wake()
+        owner.turns.get(timeout=5)
+        owner.worker.wake()  # perhaps just as the thread ends
+        owner.turns.get(timeout=5)
+
+
+def test_worker_goes_on_after_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "AFTER_ERROR", 0.01)
+    owner = Owner(-1, 60.0)
+    owner.worker.wake()
+    owner.turns.get(timeout=5)
+    owner.turns.get(timeout=5)
+    assert "The test failed unexpectedly" in caplog.text
+
+
+def test_worker_ends_when_its_owner_is_gone() -> None:
+    owner = Owner(60.0)
+    owner.worker.wake()
+    owner.turns.get(timeout=5)
+    gone = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert gone() is None
+    eventually(lambda: "test-worker" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_worker_is_another_one_in_a_child() -> None:
+    told = run_python(
+        """
+        import os, warnings
+        from tests.unit.test_core_parts import Owner
+
+        warnings.simplefilter("ignore")  # of forking with threads
+        owner = Owner(60.0, 60.0, 60.0)
+        owner.worker.wake()
+        owner.turns.get(timeout=5)
+        child = os.fork()
+        if not child:
+            print(owner.worker.running, owner.worker.wake(), flush=True)
+            owner.turns.get(timeout=5)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print(owner.worker.running, flush=True)
+        """
+    )
+    assert told == "False True\nTrue\n"

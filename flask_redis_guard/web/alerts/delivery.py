@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from flask_redis_guard.core.process import ProcessLock
+from flask_redis_guard.core.process import ProcessLock, Worker, watch_forks
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -96,11 +95,12 @@ class DeliveryQueue:
         self._timeout = timeout
         self._waiting: deque[Alert] = deque()
         self._lock = ProcessLock()
-        self._pid: int | None = None
-        self._running = False
-        self._wake = threading.Event()
+        self._worker = Worker("redis-guard-alerts", self._turn, "The delivery of alerts")
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
         #: Tries that are waited for no more and have not ended.
         self.hanging = 0
+        watch_forks(self)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -108,40 +108,33 @@ class DeliveryQueue:
     def put(self, alert: Alert) -> None:
         """Queue a message; returns at once."""
         with self._lock:
-            if self._pid != os.getpid():  # threads do not survive a fork
-                self._pid, self._running = os.getpid(), False
-                self._wake = threading.Event()
-                self._waiting.clear()  # what the parent has queued is the parent's to deliver
-                self.hanging = 0
             lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             self._waiting.append(alert)
-            self._wake.set()
-            start, self._running = not self._running, True
         if lost is not None:
             logger.error("Too many undelivered alerts: %s of %d is lost", lost.kind, lost.at)
-        if start:
-            try:
-                threading.Thread(target=self._run, name="redis-guard-alerts", daemon=True).start()
-            except RuntimeError as exc:  # out of threads or memory
-                self._running = False
-                logger.error("Alerts cannot be delivered now and wait for the next one: %s", exc)
+        self._worker.wake()  # without a thread it waits for the next one
 
-    def _run(self) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            self._wake.clear()
-            if not self._waiting:
-                self._wake.wait()
-                continue
+    def after_fork(self) -> None:
+        """Leave to the parent process what it has queued."""
+        self._waiting.clear()
+        self.hanging = 0
+
+    def _turn(self) -> float | None:
+        """Deliver all that waits; return the seconds until the next try of what failed."""
+        now = time.monotonic()
+        if self._waiting and now < self._not_before:
+            return self._not_before - now
+        while self._waiting:
             alert = self._waiting[0]
-            if self.hanging < MOST_HANGING and self._try(alert):
-                pause = FIRST_PAUSE
-                with self._lock:
-                    if self._waiting and self._waiting[0] is alert:
-                        self._waiting.popleft()
-                continue
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            if self.hanging >= MOST_HANGING or not self._try(alert):
+                pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+                self._not_before = time.monotonic() + pause
+                return pause
+            self._pause, self._not_before = FIRST_PAUSE, 0.0
+            with self._lock:
+                if self._waiting and self._waiting[0] is alert:
+                    self._waiting.popleft()
+        return None
 
     def _try(self, alert: Alert) -> bool:
         """Try once, in a thread that is waited for no longer than the patience allows."""
