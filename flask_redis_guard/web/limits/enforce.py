@@ -460,6 +460,8 @@ class _Guard:
         self._app = app
         self._runtime = runtime
         self._routes = routes
+        self._kept = routes.kept
+        self._declared = routes.limits.declared
         self._surveyed = False
         self._surveying = ProcessLock()
         self._preprocess: Callable[..., Any] = app.preprocess_request
@@ -530,8 +532,7 @@ class _Guard:
         environ = asked.environ
         if "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
             warn_of_untrusted_proxy(asked, runtime.warned)
-        rule = asked.url_rule if asked.routing_exception is None else None
-        route = self._routes.find(rule, asked.method)
+        route = self._route_of(asked)
         prepared: Prepared | None = route.prepared
         if prepared is not None and route.static is None:
             refusal = prepared.check(asked, state)
@@ -544,6 +545,18 @@ class _Guard:
         for check in route.checks:
             check()
         return None
+
+    def _route_of(self, asked: Request) -> Route:
+        rule = asked.url_rule if asked.routing_exception is None else None
+        key = (id(rule), "" if rule is None else asked.method)
+        route = self._kept.get(key)
+        if route is None or not (
+            route.rule is rule
+            and route.version == self._declared.version
+            and (rule is None or self._app.view_functions.get(rule.endpoint) is route.view)
+        ):
+            route = self._routes.find(rule, key)
+        return route
 
     def _enforce(self, asked: Request, route: Route) -> None:
         """Judge limits that differ from request to request, or those of a static file."""

@@ -293,7 +293,8 @@ class Routes:
         self._prepare = prepare
         self._app = limits.app
         self._health = health
-        self._routes: dict[tuple[int, str], Route] = {}
+        #: Those that served a request.
+        self.kept: dict[tuple[int, str], Route] = {}
         #: Whether a limit of a route stands above it.
         self.any_late = False
         self._checks: list[tuple[Callable[[Rule], bool], Callable[[], None]]] = []
@@ -306,26 +307,20 @@ class Routes:
         """
         self._checks.append((applies, check))
 
-    def find(self, rule: Rule | None, method: str) -> Route:
-        """Return what limits a request, prepared for many more.
+    def find(self, rule: Rule | None, key: tuple[int, str]) -> Route:
+        """Look up what limits a request, and keep it for those that follow.
+
+        It holds as long as its rule, its view and its version are those of the request.
 
         :param rule: the rule that matched.
-        :param method: the HTTP method.
+        :param key: under which it is kept: the rule's identity and the HTTP method.
         """
-        key = (0, "") if rule is None else (id(rule), method)
-        route = self._routes.get(key)
-        if (
-            route is None
-            or route.rule is not rule
-            or route.version != self.limits.declared.version
-            or (rule is not None and self._app.view_functions.get(rule.endpoint) is not route.view)
-        ):
-            if len(self._routes) >= self._MOST:
-                self._routes.clear()
-            route = self.look_up(rule, method)
-            route.prepared = self._prepare(route) if route.ahead else None
-            self.any_late = self.any_late or bool(route.late)
-            self._routes[key] = route
+        if len(self.kept) >= self._MOST:
+            self.kept.clear()
+        route = self.look_up(rule, key[1])
+        route.prepared = self._prepare(route) if route.ahead else None
+        self.any_late = self.any_late or bool(route.late)
+        self.kept[key] = route
         return route
 
     def look_up(self, rule: Rule | None, method: str) -> Route:

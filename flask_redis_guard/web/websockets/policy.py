@@ -11,7 +11,7 @@ from typing import Any
 
 from flask_redis_guard.core.rates import Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
-from flask_redis_guard.events import LimitExceeded, RequestRefused
+from flask_redis_guard.events import RequestRefused
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Place, Refusal
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import (
@@ -23,7 +23,7 @@ from flask_redis_guard.web.limits.declared import (
     refusing_errors,
     unavailable,
 )
-from flask_redis_guard.web.limits.enforce import Charged, judge, refuse, work_out
+from flask_redis_guard.web.limits.enforce import Charged, announce, judge, refuse, work_out
 from flask_redis_guard.web.limits.resolve import check_function
 from flask_redis_guard.web.limits.subjects import Key, kind_of, subject_of
 
@@ -156,7 +156,7 @@ class ConnectionPolicy:
             raise unavailable(error)  # noqa: B904 - the same one
         if refused is None:
             return place
-        runtime.bus.emit(LimitExceeded(refused, endpoint, place.scope, self.shadow))
+        announce(runtime, refused, endpoint, place.scope, shadow=self.shadow)
         if self.shadow:
             return None
         raise RateLimitExceeded(refused)
@@ -206,7 +206,7 @@ class MessageLimits:
 def announce_lost(runtime: Runtime, place: Place, error: Refusal, endpoint: str | None) -> None:
     """Send the signal of a connection that loses its place."""
     if isinstance(error, RateLimitExceeded):
-        runtime.bus.emit(LimitExceeded(error.decision, endpoint, place.scope))
+        announce(runtime, error.decision, endpoint, place.scope)
     else:
         announce_outage(runtime, error, endpoint)
 
