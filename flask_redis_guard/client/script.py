@@ -118,11 +118,11 @@ class Script:
     def _read(self, reply: Any, numbers: int) -> list[int]:
         try:
             found = list(map(int, reply.split()))
+            if len(found) == numbers:
+                return found
         except (AttributeError, TypeError, ValueError):
-            found = []
-        if len(found) != numbers:
-            raise RedisUnavailable(self.operation, "rejected")
-        return found
+            pass
+        raise RedisUnavailable(self.operation, "rejected")
 
     def run(self, client: Any, keys: Sequence[bytes], args: Sequence[bytes]) -> Any:
         """Run it: one round trip, two where the server did not know the script.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from flask_redis_guard.core.rates import Decision, Rate, RateState
@@ -116,11 +117,14 @@ class CompiledLimits:
         if self._packed is None or costs is not None:
             decisions = limiter.judge_plan(self._charges(subjects, costs))
         else:
-            tags = self._tags(subjects)
-            if limiter.is_cluster and tags.count(tags[0]) != number:  # they lie in several slots
-                decisions = limiter.judge_plan(self._charges(subjects, costs))
+            if number == 1:
+                every = (limiter.keys.tag(subjects[0]),) * len(self._rates)
             else:
+                tags = self._tags(subjects)
                 every = tuple([tags[owner] for owner in self._owners])
+            if number > 1 and every.count(every[0]) != len(every) and limiter.is_cluster:
+                decisions = limiter.judge_plan(self._charges(subjects, costs))  # in several slots
+            else:
                 decisions = self._decide(self._packed % every, every)
         bus = limiter.bus
         if bus.decisions:
@@ -138,12 +142,10 @@ class CompiledLimits:
         ]
 
     def _tags(self, subjects: Sequence[Subject]) -> list[bytes]:
-        make, tags, last = self._limiter.keys.tag, [], None
-        tag = b""
-        for subject in subjects:
-            if subject is not last or not tags:  # one subject of several limits is hashed once
-                last, tag = subject, make(subject)
-            tags.append(tag)
+        make = self._limiter.keys.tag
+        tags = [make(subjects[0])]
+        for before, subject in pairwise(subjects):  # one subject of several limits is hashed once
+            tags.append(tags[-1] if subject is before else make(subject))
         return tags
 
     def _decide(self, packed: bytes, tags: tuple[bytes, ...]) -> list[Decision]:
@@ -165,7 +167,8 @@ class CompiledLimits:
             room, remaining, reset, retry = numbers[at : at + 4]
             states.append(RateState(rate, room == 1, remaining, reset / 1e6, retry / 1e6))
             at += REPLY_WIDTH
-            refused = refused or room != 1
+            if room != 1:
+                refused = True
         if refused or denials.entries:
             self._note(tags, states, sent if refused else None)
         if len(self._spans) == 1:

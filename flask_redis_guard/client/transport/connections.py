@@ -476,25 +476,32 @@ class GuardedConnection:
             self.gate.succeed(self.borrowed)
         return response
 
-    def exchange(self, packed: bytes) -> Any:
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether it is new, or to be asked how it is: there are other replies to read before."""
+        return bool(self._greetings or self._distance or self.health_check_interval)
+
+    def ask_unsettled(self, packed: bytes) -> Any:
+        """As :meth:`exchange`, within the operation and with the connection's own parser."""
+        self.send_packed_command([packed])
+        try:
+            return self.read_response(disable_decoding=True)
+        except redis_errors.ResponseError as exc:
+            return exc
+
+    def exchange(self, operation: Operation, packed: bytes) -> Any:
         """Send one command that does not wait at the server, and return its reply.
 
         :param packed: the command, as it is sent.
         :returns: the reply, in bytes; an error as an exception.
         :raises redis.RedisError: if there is none; the connection is closed then.
         """
-        if self._greetings or self._distance or self.health_check_interval:
-            # New, or to be asked how it is: its parser has other replies to read before.
-            self.send_packed_command([packed])
-            try:
-                return self.read_response(disable_decoding=True)
-            except redis_errors.ResponseError as exc:
-                return exc
         sock = self._sock
+        sock.operation = operation
         self._owed = 1
         try:
             sock.sendall(packed)
-            data = sock.recv(65536)
+            data = sock.receive_first(operation)
             while True:
                 try:
                     reply, end = read_reply(data, 0)
@@ -516,7 +523,8 @@ class GuardedConnection:
             self.disconnect()
             raise
         self._owed = 0
-        self.note_reply(reply)
+        if type(reply) is redis_errors.ReadOnlyError:
+            self.note_reply(reply)
         return reply
 
     def be_greeted(self, operation: Operation) -> None:

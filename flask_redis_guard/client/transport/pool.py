@@ -276,8 +276,10 @@ class GuardedPool(ConnectionPool):
         """
         connection = self.take(operation)
         try:
-            connection._sock.operation = operation
-            return connection.exchange(packed)
+            if connection.is_unsettled:
+                with operation:
+                    return connection.ask_unsettled(packed)
+            return connection.exchange(operation, packed)
         finally:
             connection.holder = None  # as far as this operation is concerned, it is given back
             self.release(connection)

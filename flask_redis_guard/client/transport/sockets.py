@@ -71,6 +71,17 @@ class DeadlineSocket:
     def recv_into(self, *args: Any) -> int:
         return self._receive(self._sock.recv_into, *args)  # type: ignore[no-any-return]
 
+    def receive_first(self, operation: Operation) -> bytes:
+        """Receive the beginning of a reply, as :meth:`recv` for an operation under way."""
+        began = monotonic()
+        try:
+            return self._sock.recv(65536)  # type: ignore[no-any-return]
+        except TimeoutError:
+            operation.count(began, self._part)
+        except _NOT_READY:
+            pass
+        return self._patiently(self._sock.recv, select.POLLIN, 65536)  # type: ignore[no-any-return]
+
     def _receive(self, method: Callable[..., Any], *args: Any) -> Any:
         operation = self.operation
         if operation is None or operation.settled or self._wanted != self._default:
