@@ -21,9 +21,11 @@ import contextlib
 import os
 import select
 import ssl
+import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
@@ -37,8 +39,17 @@ if TYPE_CHECKING:
     from flask_redis_guard.client.operation import Operation
     from flask_redis_guard.client.transport.pool import GuardedPool
 
-#: Round trips in flight at once, as far as threads agree on it.
-LANES: Final = 2
+#: Round trips in flight at once before callers wait for each other, as far as threads agree on it:
+#: among greenlets, among threads (to wake one costs more), and where the network takes its time, so
+#: that waiting for a batch would cost more than it saves.
+GREENLETS, THREADS, FAR = 1, 4, 16
+
+#: Seconds that a round trip over such a network takes at least. One that took less disproves it.
+SLOW: Final = 0.005
+
+#: Of so many greenlets that met nobody, one lets the others run before it sends. A server on the
+#: same host may have answered before a greenlet comes to wait: then none would meet another.
+LOOK_AROUND: Final = 32
 
 #: Commands in a batch: they keep a server busy for less than a millisecond.
 BATCH: Final = 128
@@ -112,6 +123,12 @@ class Channel:
         """Start anew in a new process: nobody of the old one is waited for."""
         self._in_flight: dict[object, None] = {}
         self._waiting: deque[Call] = deque()
+        monkey = sys.modules.get("gevent.monkey")
+        green = monkey is not None and monkey.is_module_patched("threading")
+        #: Lets other greenlets run, once.
+        self._pause: Callable[[], object] | None = sys.modules["gevent"].sleep if green else None
+        self._usual = self._lanes = GREENLETS if green else THREADS
+        self._alone = 0
 
     def ask(self, operation: Operation, packed: bytes) -> Any:
         """Send one command and return its reply, in bytes; an error as an exception.
@@ -121,23 +138,33 @@ class Channel:
         :raises redis.RedisError: if there is none.
         """
         in_flight = self._in_flight
-        if self._waiting or len(in_flight) >= LANES:
-            return self._share(Call(operation, packed))
-        try:
-            in_flight[operation] = None
-            return self._pool.exchange(operation, packed)
-        finally:
-            in_flight.pop(operation, None)
-            if self._waiting:
-                self._wake_next()
+        if not self._waiting and len(in_flight) < self._lanes:
+            try:
+                in_flight[operation] = None
+                if self._pause is not None:
+                    if not self._alone % LOOK_AROUND:
+                        self._pause()
+                    self._alone += 1
+                if not self._waiting:
+                    return self._pool.exchange(operation, packed)
+            finally:
+                in_flight.pop(operation, None)
+                self._lanes = FAR if operation.waited > SLOW else self._usual
+                if self._waiting:
+                    self._wake_next()
+        return self._share(Call(operation, packed))
 
     def _share(self, call: Call) -> Any:
         self._waiting.append(call)
         try:
             while not call.done:
-                if not call.operation.wait(partial(self._is_due, call)):
+                # Most have their reply within a part of their time; else it is counted.
+                if not self._is_due(call, call.operation.part) and not call.operation.wait(
+                    partial(self._is_due, call)
+                ):
                     raise redis_errors.TimeoutError("Timeout waiting for a reply")
-                self._go_on(call)
+                if not call.done:
+                    self._go_on(call)
         finally:
             self._leave(call)
         return call.result()
@@ -151,7 +178,7 @@ class Channel:
     def _has_turn(self, call: Call) -> bool:
         if call.batch is not None:
             return call.done or bool(call.batch.turn)
-        return not call.taken and len(self._in_flight) < LANES
+        return not call.taken and len(self._in_flight) < self._lanes
 
     def _go_on(self, call: Call) -> None:
         if call.batch is None:
@@ -176,6 +203,9 @@ class Channel:
             batch.hand_on()
         if batch.is_over:
             self._in_flight.pop(batch, None)
+            self._lanes = FAR if batch.took > SLOW else self._usual
+            if len(batch.members) > 1:
+                self._alone = 0
             if self._waiting:
                 self._wake_next()
 
@@ -215,6 +245,7 @@ class Batch:
         "_trust",
         "is_over",
         "members",
+        "took",
         "turn",
     )
 
@@ -231,6 +262,8 @@ class Batch:
         self._sent_to: list[Call] = []
         self._sent: list[int] = []
         self._received: list[bytes] = []
+        #: Seconds for which replies were waited for.
+        self.took = 0.0
         self._at = (0, 0)  # replies that were handed out, and the bytes of them
 
     def fill(self, waiting: deque[Call]) -> None:
@@ -334,8 +367,12 @@ class Batch:
             raise redis_errors.ConnectionError("Connection closed by server.")
 
     def _wait(self, operation: Operation, event: int) -> None:
-        if not operation.wait(partial(is_ready, self._connection._sock, event)):
-            raise redis_errors.TimeoutError("Timeout reading from socket")
+        before = operation.waited
+        try:
+            if not operation.wait(partial(is_ready, self._connection._sock, event)):
+                raise redis_errors.TimeoutError("Timeout reading from socket")
+        finally:
+            self.took += operation.waited - before
 
     def _hand_out(self) -> None:
         data = b"".join(self._received)

@@ -75,11 +75,14 @@ class DeadlineSocket:
         """Receive the beginning of a reply, as :meth:`recv` for an operation under way."""
         began = monotonic()
         try:
-            return self._sock.recv(65536)  # type: ignore[no-any-return]
+            received: bytes = self._sock.recv(65536)
         except TimeoutError:
             operation.count(began, self._part)
         except _NOT_READY:
             pass
+        else:
+            operation.waited += monotonic() - began
+            return received
         return self._patiently(self._sock.recv, select.POLLIN, 65536)  # type: ignore[no-any-return]
 
     def _receive(self, method: Callable[..., Any], *args: Any) -> Any:
