@@ -223,17 +223,23 @@ def test_scripts_flushed_in_the_middle(redis_server: RedisServer, model: str) ->
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_all_of_a_batch_is_encrypted(redis_server: RedisServer, model: str) -> None:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Proxy(redis_server.port, tls=TLSIdentity(directory)) as proxy,
+    ):
+        counts = call(proxy.url, model, seconds=1, timeout=2)
+    check(counts, redis_server)
+    assert counts["refused"] == 0, counts  # who takes the proxy for a plain server is cut off
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_over_tls(redis_server: RedisServer, model: str) -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         Proxy(redis_server.port, tls=TLSIdentity(directory)) as proxy,
     ):
-
-        def cut() -> None:
-            proxy.cut()
-            time.sleep(0.4)  # a handshake takes long on a busy machine, and all share one
-
-        counts = call(proxy.url, model, cut, timeout=1)
+        counts = call(proxy.url, model, proxy.cut, seconds=2, timeout=1)
     check(counts, redis_server)
 
 

@@ -51,14 +51,16 @@ class DeadlineSocket:
         """Give the socket below, whose calls either succeed at once or raise.
 
         Under gevent it is the one below gevent's: where that waits, an exception of a signal
-        handler could lose what was received.
+        handler could lose what was received. With TLS it is the one that encrypts.
         """
-        if not self._tls:
-            self._sock.settimeout(0)
+        if self._tls:
+            yield self._sock
+            return
+        self._sock.settimeout(0)
         try:
             yield getattr(self._sock, "_sock", self._sock)
         finally:
-            if not self._tls and self._sock.fileno() >= 0:
+            if self._sock.fileno() >= 0:
                 self._sock.settimeout(self._part)
 
     def settimeout(self, seconds: float | None) -> None:
