@@ -24,6 +24,9 @@ from flask_redis_guard.events import (
 
 logger = logging.getLogger("flask_redis_guard")
 
+#: What the background check is called.
+PROBE = "PROBE"
+
 #: Seconds before a line on a circuit that opens again and again is written a second time. The
 #: pause doubles each time, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
@@ -93,7 +96,9 @@ class OutageWatch:
             if log:
                 self._quiet_until = now + self._window_seconds
                 self._logged = True
-            self._recent.append(now)
+            # What the prober meets while the breaker is open says nothing new.
+            if not (self._opened and error.operation == PROBE):
+                self._recent.append(now)
             full = len(self._recent) == self._recent.maxlen
             burst = full and now - self._recent[0] <= self._window_seconds
             alert = burst and self._first("rate")

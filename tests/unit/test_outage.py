@@ -177,6 +177,15 @@ def test_failure_rate_is_told_once_for_each_flickering_and_again_for_the_next() 
         story.clock.advance(3600)
 
 
+def test_failure_rate_is_not_that_of_background_checks_of_an_open_breaker() -> None:
+    story = Story()
+    story.fail(3)
+    for _ in range(20):
+        story.clock.advance(1)
+        story.bus.emit(RedisFailed(RedisUnavailable("PROBE", "connection"), 3))
+    assert "failure-rate-high" not in story.names()
+
+
 def test_failure_rate_needs_its_failures_within_the_window() -> None:
     story = Story(threshold=100)
     for _ in range(20):
