@@ -103,7 +103,7 @@ def test_hooks_behind_the_view_take_no_place_with_them(
 
         @made.app.teardown_request
         def end(error: BaseException | None) -> None:
-            raise ZeroDivisionError
+            raise ZeroDivisionError("in a teardown function")
     else:
 
         @made.app.after_request
@@ -112,7 +112,7 @@ def test_hooks_behind_the_view_take_no_place_with_them(
 
     for _ in range(3):
         if fault == "teardown":
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(Exception, match="teardown"):  # a group, from Flask 3.2 on
                 made.client.get("/", buffered=True)
             # The response is lost with the request: no server will ever close it.
         else:
