@@ -65,8 +65,13 @@ def slow(app: Flask, seconds: float) -> Iterator[CircuitBreaker]:
     """
 
     def wait(operation: Operation) -> None:
-        time.sleep(max(0.0, min(seconds, operation.remaining())))
-        if operation.remaining() <= 0:
+        end = time.monotonic() + seconds
+
+        def late(part: float) -> bool:
+            time.sleep(max(0.0, min(part, end - time.monotonic())))
+            return time.monotonic() >= end
+
+        if not operation.wait(late):
             raise redis.TimeoutError("Timeout reading from socket (flask_redis_guard.testing)")
 
     with _fault(app, wait) as breaker:
