@@ -137,6 +137,7 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
             "title": "Request cannot be satisfied due to temporary server capacity constraints",
         }
     )
+    description = "A service that this request depends on is temporarily unavailable."
     retry_after: int
     #: What the answer takes over of a complete response that it replaces, if it does.
     kept_headers: Headers | None = None
@@ -145,8 +146,10 @@ class RedisUnavailable(GuardError, _Problem, ServiceUnavailable, redis.Connectio
     def __init__(self, operation: str, reason: str, retry_after: float = 1) -> None:
         self.operation = operation
         self.reason = reason
-        super().__init__("A service that this request depends on is temporarily unavailable.")
-        self.wait(retry_after)
+        # All that the constructors of the bases would do: an open breaker refuses in microseconds.
+        self.response = None
+        self.retry_after = seconds = max(1, math.ceil(retry_after))
+        self.args = (operation, reason, seconds)
 
     def wait(self, seconds: float) -> None:
         """Say after how many seconds another try can make sense."""
@@ -176,6 +179,16 @@ class CircuitOpen(RedisUnavailable):
 
 class RedisTimeout(RedisUnavailable, redis.TimeoutError):
     """The operation's deadline passed. Whether Redis carried it out is unknown."""
+
+
+def _inherit(kind: type[RedisUnavailable], redis_kind: type[redis.RedisError]) -> None:
+    """Give a class what the constructor of redis-py's class gives each object."""
+    for name, value in vars(redis_kind()).items():
+        setattr(kind, name, value)
+
+
+_inherit(RedisUnavailable, redis.ConnectionError)
+_inherit(RedisTimeout, redis.TimeoutError)
 
 
 class RateLimitExceeded(GuardError, _Problem, TooManyRequests):

@@ -42,6 +42,8 @@ class Gate:
         bus: Bus | None = None,
     ) -> None:
         self.breaker = breaker
+        # One that is not several: while everybody passes nobody has to ask it.
+        self._plain = breaker if type(breaker) is CircuitBreaker else None
         self.timeout = timeout
         self.in_memory = in_memory
         self.memory_only = memory_only
@@ -103,9 +105,13 @@ class Gate:
         """
         if self.bus.begins:
             self.bus.emit(CallBegan(name))
-        permit = self.breaker.try_acquire(probe=probe)
-        if isinstance(permit, Refusal):
-            raise self.refuse(name, permit)
+        plain = self._plain
+        permit = None if plain is None else plain.shared
+        if permit is None:
+            answer = self.breaker.try_acquire(probe=probe)
+            if isinstance(answer, Refusal):
+                raise self.refuse(name, answer)
+            permit = answer
         return Operation(self, name, self.timeout, permit)
 
     def refuse(self, name: str, refusal: Refusal) -> CircuitOpen:
@@ -125,7 +131,13 @@ class Gate:
             raise error
         verdict = judge_replies(result) if type(result) is list else None
         if verdict is None or verdict.reason is None:
-            self._end(operation, Outcome.SUCCESS, None)
+            if operation.permit is not None and not operation.settled:
+                operation.settled = True
+                plain = self._plain
+                if plain is None or plain.pending or operation.permit is not plain.shared:
+                    self.breaker.settle(operation.permit, Outcome.SUCCESS)
+            if self.bus.calls:
+                self._report(operation, Outcome.SUCCESS, None)
         else:
             error = RedisUnavailable(operation.name, verdict.reason)
             self._end(operation, verdict.outcome, error)

@@ -29,7 +29,10 @@ _PARTS = 8
 #: The longest part in seconds, where a command may block for long.
 _LONGEST = 1.0
 
-_current: ContextVar[Operation | None] = ContextVar("redis_guard_operation", default=None)
+_modules = sys.modules
+
+#: The operation entered last, in this context. :func:`current` tells whether it is the caller's.
+innermost: ContextVar[Operation | None] = ContextVar("redis_guard_operation", default=None)
 
 
 def _whoami() -> Any:
@@ -38,7 +41,7 @@ def _whoami() -> Any:
     A context variable is inherited by a greenlet or a thread that copies its parent's context
     (``gevent.spawn``, ``asyncio.to_thread``), so the variable alone does not tell whose it is.
     """
-    greenlet = sys.modules.get("greenlet")
+    greenlet = _modules.get("greenlet")
     return threading.get_ident() if greenlet is None else greenlet.getcurrent()
 
 
@@ -78,58 +81,42 @@ class Operation:
     :param permit: the breaker's permit; ``None`` when the in-memory store serves it.
     """
 
-    __slots__ = (
-        "_candidates",
-        "_entered",
-        "_final",
-        "_late_reads",
-        "_outer",
-        "allowance",
-        "away",
-        "broken",
-        "gate",
-        "in_memory",
-        "name",
-        "owner",
-        "part",
-        "patience",
-        "permit",
-        "settled",
-        "split",
-        "started",
-        "trust",
-        "waited",
-    )
+    #: Whether the development store serves this operation instead of Redis.
+    in_memory = False
+    #: Seconds that it has waited, and those in which this process was not there to be answered.
+    waited = 0.0
+    away = 0.0
+    #: Seconds by which a blocking command that was sent may exceed its allowance.
+    patience = 0.0
+    #: Whether the breaker has been told how it ended; an operation has one outcome.
+    settled = False
+    #: The error that broke one of its connections: nothing may be sent a second time then.
+    broken: BaseException | None = None
+    #: The last ``TRYAGAIN``: a slot on its way has some of the keys on each of two nodes.
+    split: Exception | None = None
+    #: What it relies on; ``None`` where there are no sentinels.
+    trust: Trust | None = None
+    #: Whether its work is being done.
+    entered = False
+    _outer: Operation | None = None
+    _late_reads = 0
+    _candidates = 0
+    _final = 0.0
 
     def __init__(self, gate: Gate, name: str, timeout: float, permit: Permit | None) -> None:
         self.gate = gate
         self.name = name
         self.permit = permit
-        #: Whether the development store serves this operation instead of Redis.
-        self.in_memory = permit is None
+        if permit is None:
+            self.in_memory = True
         self.started = monotonic()
         #: Seconds that it may wait in all.
         self.allowance = timeout
-        #: Seconds that it has waited, and those in which this process was not there to be answered.
-        self.waited = self.away = 0.0
         #: The longest single wait, in seconds.
         self.part = timeout / _PARTS
-        #: Seconds by which a blocking command that was sent may exceed its allowance.
-        self.patience = 0.0
-        #: Whether the breaker has been told how it ended; an operation has one outcome.
-        self.settled = False
-        #: The error that broke one of its connections: nothing may be sent a second time then.
-        self.broken: BaseException | None = None
-        #: The last ``TRYAGAIN``: a slot on its way has some of the keys on each of two nodes.
-        self.split: Exception | None = None
-        #: What it relies on; ``None`` where there are no sentinels.
-        self.trust: Trust | None = None
-        self.owner = _whoami()
-        self._outer: Operation | None = None
-        self._entered = False
-        self._late_reads = 0
-        self._candidates = 0
-        self._final = timeout
+        greenlet = _modules.get("greenlet")
+        #: The greenlet or thread that it belongs to.
+        self.owner = threading.get_ident() if greenlet is None else greenlet.getcurrent()
 
     def remaining(self) -> float:
         """Return the seconds that it may still wait; negative when they are used up."""
@@ -206,21 +193,21 @@ class Operation:
     @property
     def active(self) -> bool:
         """Whether it is under way: a copied context may outlive it."""
-        return self._entered and not self.settled
+        return self.entered and not self.settled
 
     def __enter__(self) -> Operation:
-        self._outer, self._entered = _innermost(), True
-        _current.set(self)
+        self._outer, self.entered = _entered_last(), True
+        innermost.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._entered = False
-        _current.set(self._outer)
+        self.entered = False
+        innermost.set(self._outer)
 
 
-def _innermost() -> Operation | None:
+def _entered_last() -> Operation | None:
     """Return the operation that the running thread or greenlet has entered last, of any gate."""
-    operation = _current.get()
+    operation = innermost.get()
     if operation is None:
         return None
     me = _whoami()
@@ -231,7 +218,7 @@ def _innermost() -> Operation | None:
 
 def current(gate: Gate) -> Operation | None:
     """Return the operation of a gate that the running thread or greenlet is in, if any."""
-    operation = _innermost()
+    operation = _entered_last()
     while operation is not None and operation.gate is not gate:
         operation = operation._outer
     return operation

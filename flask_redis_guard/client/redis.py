@@ -11,8 +11,9 @@ from redis.cluster import ClusterPipeline
 from redis.commands.core import Script
 
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.operation import current
+from flask_redis_guard.client.operation import current, innermost
 from flask_redis_guard.client.outcomes import judge
+from flask_redis_guard.client.transport.commands import PLAIN, is_plain
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.client.transport.foreign import adopt
 from flask_redis_guard.client.transport.pool import GuardedPool
@@ -22,6 +23,16 @@ from flask_redis_guard.errors import RedisUnavailable
 def operation_name(args: tuple[Any, ...]) -> str:
     """Return what an operation is called: the command's name, never its arguments."""
     return str(args[0]).upper() if args else "COMMAND"
+
+
+def _is_observed() -> bool:
+    """Tell whether redis-py's own telemetry is switched on."""
+    try:
+        from redis.observability.providers import get_observability_instance
+    except ImportError:  # redis-py before 7.2
+        return False
+    manager = get_observability_instance().get_provider_manager()
+    return manager is not None and bool(manager.config.enabled_telemetry)
 
 
 class GuardedScript(Script):
@@ -65,10 +76,50 @@ class GuardedRedis(redis.Redis):
         super().__init__(connection_pool=pool, **options)
         #: What its scripts share round trips by, if anything.
         self.channel = None if self.connection else pool.channel
+        #: Whether it has a connection of its own, or redis-py is to measure each command.
+        self._is_special = self.connection is not None or _is_observed()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command, as one operation."""
+        gate = self.gate
+        if (
+            not args
+            or args[0] not in PLAIN
+            or gate.in_memory
+            or gate.memory_only
+            or gate.fault is not None
+            or self._is_special
+            or innermost.get() is not None
+        ):
+            return self._execute_otherwise(args, options)
+        # What follows is Gate.run() around redis-py's own execute_command(), without the detours:
+        # the connection is bound to the operation, and there is nothing to be tried again.
+        operation = gate.begin(args[0])
+        try:
+            try:
+                operation.entered = True
+                innermost.set(operation)
+                pool = self.connection_pool
+                connection = pool.take(operation)
+                try:
+                    connection.ask(operation, args)
+                    result = self.parse_response(connection, args[0], **options)
+                finally:
+                    pool.give_back(connection)
+            finally:
+                operation.entered = False
+                innermost.set(None)
+        except BaseException as exc:
+            error = gate.fail(operation, exc)
+            if error is exc:
+                raise
+            raise error from exc
+        gate.succeed(operation, result)
+        return result
+
+    def _execute_otherwise(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         call = super().execute_command
+        is_plain(args)  # if it is one, the next of its name goes the short way
         if self.connection is None:
             return self.gate.run(operation_name(args), lambda: call(*args, **options))
 

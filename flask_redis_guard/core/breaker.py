@@ -161,8 +161,10 @@ class CircuitBreaker:
         self._state = CircuitState.CLOSED
         self._since = clock()
         self._generation = 0
-        self._shared: Permit | None = Permit(0)  # what all callers get while everybody passes
-        self._pending = False  # whether a failure is remembered, so that a success matters
+        #: What all callers get while everybody passes; ``None`` while they have to ask.
+        self.shared: Permit | None = Permit(0)
+        #: Whether a failure is remembered, so that a success matters.
+        self.pending = False
         self._consecutive = 0
         self._window = FailureWindow(window_seconds)
         self._open_until = 0.0
@@ -177,9 +179,16 @@ class CircuitBreaker:
             first when half-open.
         :returns: a :class:`Permit` to be settled, or a :class:`Refusal` (which is false).
         """
-        shared = self._shared
+        shared = self.shared
         if shared is not None:
             return shared
+        if self._state is CircuitState.OPEN and not probe:
+            until, expected = self._open_until, self._expected_until
+            left = max(until, expected) - self._clock()
+            if left > 0:
+                return Refusal(CircuitState.OPEN, left)
+        elif self._state is CircuitState.FORCED_OPEN:
+            return Refusal(CircuitState.FORCED_OPEN, self._open_seconds)
         with self._lock:
             answer = self._decide(probe)
         self._announcer.deliver()
@@ -193,8 +202,8 @@ class CircuitBreaker:
         :param cause: makes what is announced ahead of the transition that this outcome causes, if
             any. Called under the lock with the failures in a row and the seconds to wait.
         """
-        if permit is self._shared and (
-            (outcome is Outcome.SUCCESS and not self._pending)
+        if permit is self.shared and (
+            (outcome is Outcome.SUCCESS and not self.pending)
             or outcome is Outcome.NEUTRAL  # a finalizer's, that runs in the middle of the below
         ):
             return
@@ -285,8 +294,8 @@ class CircuitBreaker:
         self._end_open_time()
         if self._state in _EVERYBODY_PASSES:
             # Only a process forked within a transition finds no permit here: it makes one.
-            self._shared = self._shared or Permit(self._generation)
-            return self._shared
+            self.shared = self.shared or Permit(self._generation)
+            return self.shared
         permit = None
         if self._state is CircuitState.HALF_OPEN or (probe and self._state is CircuitState.OPEN):
             permit = self._leases.grant(self._generation, self._clock(), probe=probe)
@@ -325,7 +334,7 @@ class CircuitBreaker:
         failed = outcome is Outcome.FAILURE
         calls, failures = self._window.add(self._clock(), failed)
         self._consecutive = self._consecutive + 1 if failed else 0
-        self._pending = bool(failures)
+        self.pending = bool(failures)
         if self._consecutive >= self._failure_threshold:
             return self._enter(CircuitState.OPEN, "consecutive-failures", self._consecutive)
         if calls >= self._minimum_calls and failures >= self._failure_rate * calls and failed:
@@ -367,8 +376,8 @@ class CircuitBreaker:
     def _enter(self, state: CircuitState, reason: str, failures: int) -> Transition | None:
         # An exception of a signal handler may end this anywhere, and a process may be forked off in
         # the middle: each step leaves something that lets nobody pass unasked and wedges nothing.
-        self._shared = None
-        self._pending = False
+        self.shared = None
+        self.pending = False
         self._window.clear()
         self._successes = 0
         now = self._clock()
@@ -379,7 +388,7 @@ class CircuitBreaker:
         if state is CircuitState.CLOSED:
             self._consecutive = 0
         previous, self._state, self._since = self._state, state, now
-        self._shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
+        self.shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
         if previous is state:
             return None
         return Transition(previous, state, reason, failures, open_for)

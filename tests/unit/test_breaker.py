@@ -659,7 +659,7 @@ def test_child_of_a_process_that_held_the_lock_can_use_the_breaker() -> None:
 def test_child_forked_within_a_transition_lets_nobody_pass_for_ever() -> None:
     bench = Bench(failure_threshold=1)
     # What such a child finds: the permit taken away, the state not yet changed.
-    bench.breaker._shared = None
+    bench.breaker.shared = None
     bench.fail()
     assert bench.breaker.state is OPEN
     bench.refusal()

@@ -574,6 +574,14 @@ class SentinelPool(GuardedPool):
                 raise
         return connection
 
+    def give_back(self, connection: Any) -> None:
+        """Close a connection that leads to another server than the primary of now."""
+        if connection.leads_elsewhere:
+            connection.holder = None
+            self.release(connection)
+        else:
+            super().give_back(connection)
+
     def retire_all(self) -> None:
         """Leave the primary of before: close what waits here, and wake who only listens there."""
         self.disconnect_idle()

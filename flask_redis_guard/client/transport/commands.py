@@ -43,6 +43,10 @@ LASTING = frozenset(
 )
 
 
+#: Commands that depend on their second word, or that redis-py treats as no other.
+_BY_WORD = ("CLIENT", "HIMPORT", "SENTINEL")
+
+
 def is_lasting(args: Sequence[Any]) -> bool:
     """Tell whether a command changes its connection for good.
 
@@ -76,6 +80,28 @@ def blocking_seconds(args: Sequence[Any]) -> float:
     except (ValueError, TypeError, IndexError):
         return 0.0  # the server will say what is wrong with it
     return seconds if seconds > 0 else INFINITE if seconds == 0 else 0.0
+
+
+#: Names of commands that were found to do neither; as they are usually written, so that one look
+#: tells.
+PLAIN: set[Any] = set()
+
+#: How many there can be, whatever names a program makes up.
+_MOST_PLAIN = 1000
+
+
+def is_plain(args: Sequence[Any]) -> bool:
+    """Tell whether a command waits for nothing and leaves nothing behind, and remember it.
+
+    :param args: the command's words.
+    """
+    name = args[0] if args else None
+    if not isinstance(name, str) or not name.isupper() or name.startswith(_BY_WORD):
+        return False
+    plain = name not in BLOCKING and name not in LASTING
+    if plain and len(PLAIN) < _MOST_PLAIN:
+        PLAIN.add(name)
+    return plain
 
 
 def _word(word: Any) -> str:

@@ -27,7 +27,13 @@ from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.replies import Incomplete, read_reply
 from flask_redis_guard.client.transport.commands import blocking_seconds, is_lasting
 from flask_redis_guard.client.transport.names import NAMES
-from flask_redis_guard.client.transport.sockets import DeadlineSocket, Step, dial, is_ready
+from flask_redis_guard.client.transport.sockets import (
+    DeadlineSocket,
+    Step,
+    dial,
+    is_ready,
+    native_poll,
+)
 from flask_redis_guard.client.transport.tls import CertifiedConnection
 
 if TYPE_CHECKING:
@@ -41,6 +47,15 @@ _UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError)
 def _expect_ok(reply: Any) -> None:
     if str_if_bytes(reply) != "OK":
         raise redis_errors.ConnectionError("Handshake refused")
+
+
+#: How a reader of hiredis, or a buffer of redis-py's own parser, is asked what it holds.
+_UNREAD = ("has_data", "unread_bytes")
+
+
+def _perhaps() -> bool:
+    """Of a parser that we do not know: it may hold what has arrived."""
+    return True
 
 
 def _ignore(_: Any) -> None:
@@ -67,6 +82,8 @@ class GuardedConnection:
     gate: Gate  # set on the subclass that each client makes for itself
     borrowed: Operation | None = None  # of a caller that took the connection without an operation
     holder: Operation | None = None  # the operation that took it out of the pool
+    _reads_itself = False  # whether redis-py's class does more with a reply than read it
+    home: list[Any] | None = None  #: where its pool keeps it while nobody has it
     is_out = False  #: whether it is taken out of its pool
     #: Tells whether other connections of its pool are connected.
     has_company: Callable[[Any], bool] = staticmethod(lambda connection: False)
@@ -87,9 +104,12 @@ class GuardedConnection:
     _greetings: deque[Greeting] | None = None  # sent, and not yet answered
     _greeted: tuple[Any, ...] = ()  # their words
     # What redis-py's classes give:
+    _poll: Callable[[int], list[Any]]  # tells whether something can be read
+    _unread: Callable[[], Any]  # tells whether the parser holds something
     _connect_callbacks: list[Any]
     _command_packer: Any
     _error_message: Callable[[Any], str]
+    _host_error: Callable[[], str]
     _reset_himport_state: Callable[[], None]
     _socket_timeout: float | None = None
     check_health: Callable[[], None]
@@ -178,6 +198,7 @@ class GuardedConnection:
         self._distance = (operation.waited - waited) / (2 if hasattr(sock, "pending") else 1)
         self._sock = DeadlineSocket(sock, self._socket_timeout or self.gate.timeout, operation.part)
         self._sock.operation = operation
+        self._poll = native_poll(self._sock)
 
     def _dial(self, operation: Operation) -> Any:
         """Go on connecting, or begin to.
@@ -289,6 +310,9 @@ class GuardedConnection:
             self.set_parser(_RESP3Parser)
             self._parser.EXCEPTION_CLASSES = parser.EXCEPTION_CLASSES
         self._parser.on_connect(self)
+        parts = (getattr(self._parser, name, None) for name in ("_reader", "_buffer"))
+        found = (getattr(part, name, None) for part in parts for name in _UNREAD)
+        self._unread = next((each for each in found if each is not None), _perhaps)
 
     def _may_follow(self) -> bool:
         """Whether a command may be sent before the replies to the handshake are known.
@@ -334,18 +358,25 @@ class GuardedConnection:
     def _write(self, data: Any) -> None:
         try:
             self._sock.sendall(data)
-        except TimeoutError as exc:
-            self.disconnect()  # a part of it may be sent
-            raise redis_errors.TimeoutError("Timeout writing to socket") from exc
-        except OSError as exc:
-            told = self._last_words()
-            self.disconnect()
-            raise told or redis_errors.ConnectionError(self._error_message(exc)) from exc
-        except BaseException:
-            self.disconnect()
+        except BaseException as exc:
+            self._not_written(exc)
             raise
         finally:
             data = None  # it may hold a password, and error trackers collect variables
+
+    def _not_written(self, exc: BaseException) -> None:
+        """Close the connection: a part of a command may have been sent.
+
+        :raises redis.RedisError: instead of an error that is none of redis-py's.
+        """
+        told = None
+        if isinstance(exc, OSError) and not isinstance(exc, TimeoutError):
+            told = self._last_words()
+        self.disconnect()
+        if isinstance(exc, TimeoutError):
+            raise redis_errors.TimeoutError("Timeout writing to socket") from exc
+        if isinstance(exc, OSError):
+            raise told or redis_errors.ConnectionError(self._error_message(exc)) from exc
 
     def _last_words(self) -> Exception | None:
         """Return what the server said before it closed a new connection, if it said something."""
@@ -396,12 +427,19 @@ class GuardedConnection:
         """Have it closed when it is given back."""
         self._altered = True
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is connected and nothing has arrived that nobody asked for, nor its end."""
+        if self._sock is None or self._greetings:
+            return False
+        return not (self._unread() or self._poll(0))
+
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
         if self._greetings:
             return
         try:
-            broken = self._sock is not None and self.can_read()
+            broken = self._sock is not None and not self.is_fresh and self.can_read()
         except (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError):
             broken = True
         if broken:
@@ -456,25 +494,71 @@ class GuardedConnection:
         if operation.remaining() < distance:
             raise redis_errors.TimeoutError("Not sent: no time is left for the reply")
 
-    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+    def ask(self, operation: Operation, args: tuple[Any, ...]) -> None:
+        """Send one plain command (see :mod:`~flask_redis_guard.client.transport.commands`) for the
+        operation that took this connection out of its pool.
+
+        :param operation: the operation.
+        :param args: the command's words.
+        """
+        packed = self._command_packer.pack(*args)
+        sock = self._sock
+        sock.operation = operation
+        if self.health_check_interval:
+            self.check_health()
+            sock = self._sock
+        if self._distance:
+            self._check_distance(operation)
+        self._owed = 1
+        try:
+            for data in packed:
+                sock.sendall(data)
+        except BaseException as exc:
+            self._not_written(exc)
+            raise
+
+    def read_response(self, disable_decoding: bool = False, **options: Any) -> Any:
         try:
             if self._greetings:
                 self._settle_greetings()
-            response = super().read_response(*args, **kwargs)  # type: ignore[misc]
-        except Exception as exc:
-            self._owed = max(0, self._owed - 1)
-            # A primary that became a replica behind an address that now means another server.
-            self._demoted = self._demoted or isinstance(exc, redis_errors.ReadOnlyError)
-            if isinstance(exc, _UNREADABLE) and not isinstance(exc, UnicodeError):
-                error = redis_errors.InvalidResponse(f"Protocol Error: {type(exc).__name__}")
-                self._tell(error)
-                raise error from exc
-            self._tell(exc)
+            if options or self._reads_itself or self.health_check_interval:
+                response = super().read_response(disable_decoding, **options)  # type: ignore[misc]
+            else:
+                response = self._parser.read_response(disable_decoding=disable_decoding)
+        except BaseException as exc:
+            self._not_read(exc, disconnect=options.get("disconnect_on_error", True))
             raise
-        self._owed = max(0, self._owed - 1)
-        if self._owed == 0 and self.borrowed is not None and not self.borrowed.settled:
+        self._owed = self._owed - 1 if self._owed else 0
+        if isinstance(response, redis_errors.ResponseError):
+            self._not_read(response, disconnect=False, answered=True)
+            raise response
+        if self.borrowed is not None and not self._owed and not self.borrowed.settled:
             self.gate.succeed(self.borrowed)
         return response
+
+    def _not_read(self, exc: BaseException, *, disconnect: bool, answered: bool = False) -> None:
+        """Close the connection after an error that was no reply, as redis-py does.
+
+        :raises redis.RedisError: instead of an error that is none of redis-py's.
+        """
+        error = exc
+        if not answered and not isinstance(exc, redis_errors.ResponseError):
+            self._owed = max(0, self._owed - 1)
+            if disconnect:
+                self.disconnect()
+            where = self._host_error()
+            if isinstance(exc, TimeoutError):
+                error = redis_errors.TimeoutError(f"Timeout reading from {where}")
+            elif isinstance(exc, OSError):
+                error = redis_errors.ConnectionError(f"Error while reading from {where} : {exc}")
+            elif isinstance(exc, _UNREADABLE) and not isinstance(exc, UnicodeError):
+                error = redis_errors.InvalidResponse(f"Protocol Error: {type(exc).__name__}")
+        # A primary that became a replica behind an address that now means another server.
+        self._demoted = self._demoted or isinstance(exc, redis_errors.ReadOnlyError)
+        if isinstance(error, Exception):
+            self._tell(error)
+        if error is not exc:
+            raise error from exc
 
     @property
     def is_unsettled(self) -> bool:

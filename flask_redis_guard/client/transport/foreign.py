@@ -41,6 +41,8 @@ _adopted: weakref.WeakKeyDictionary[Any, GuardedPool] = weakref.WeakKeyDictionar
 class ForeignConnection(GuardedConnection):
     """What a class that we do not know is mixed with: it connects by itself, in one step."""
 
+    _reads_itself = True
+
     def locate(self) -> None:
         sentinels: Any = getattr(self, "connection_pool", None)
         if hasattr(sentinels, "get_master_address"):

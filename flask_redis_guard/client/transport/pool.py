@@ -17,6 +17,7 @@ from redis.connection import ConnectionPool
 from flask_redis_guard.client.channel import Channel
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.transport.connections import GuardedConnection
+from flask_redis_guard.core.process import watch_forks
 from flask_redis_guard.errors import RedisUnavailable
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class GuardedPool(ConnectionPool):
         #: Lets callers share round trips; ``None`` where messages could stand among the replies.
         self.channel = None if str(connection_options.get("protocol", 2)) == "3" else Channel(self)
         super().__init__(**connection_options)
+        watch_forks(self)
+
+    def after_fork(self) -> None:
+        """Start empty: what is connected belongs to the parent process."""
+        self.reset()
 
     def reset(self) -> None:
         """Start empty; redis-py calls this in every new process.
@@ -180,7 +186,7 @@ class GuardedPool(ConnectionPool):
         borrowed, connection.borrowed = connection.borrowed, None
         if not connection.is_clean:
             connection.disconnect()
-        if connection.pid == os.getpid():
+        if connection.home is self._available_connections and connection.pid == os.getpid():
             self._put_back(connection)
         else:
             connection.disconnect()
@@ -236,18 +242,44 @@ class GuardedPool(ConnectionPool):
 
         :raises redis.ConnectionError: if none is free before its time is used up.
         """
-        if self.pid != os.getpid() or self._lock_class is not threading.Lock:
+        if self._lock_class is not threading.Lock:
             self._keep_up()
-        connection = self._free() or self._wait(operation)
-        connection.holder = operation
         try:
-            connection.renew()
-            self.make_ready(connection, operation)
-        except BaseException:
-            connection.holder = None
-            self.release(connection)
-            raise
+            connection = self._available_connections.pop()
+            connection.is_out = True
+        except IndexError:
+            connection = self._free() or self._wait(operation)
+        connection.holder = operation
+        if not connection.is_fresh:
+            try:
+                connection.renew()
+                self.make_ready(connection, operation)
+            except BaseException:
+                connection.holder = None
+                self.release(connection)
+                raise
         return connection
+
+    def give_back(self, connection: Any) -> None:
+        """Put back what :meth:`take` gave, as :meth:`release` does, when its operation is over.
+
+        :param connection: the connection, which nobody else knows.
+        """
+        connection.holder = None
+        if (
+            self._turns
+            or connection._sock is None
+            or connection.home is not self._available_connections
+            or connection._owed
+            or connection._altered
+            or connection._demoted
+        ):
+            self.release(connection)
+            return
+        connection.is_out = False
+        self._available_connections.append(connection)
+        if self._turns:  # somebody has come meanwhile
+            self._give(None)
 
     def take_greeted(self, operation: Operation) -> Any:
         """Take a connection out of the pool that owes no reply to its handshake."""
@@ -281,8 +313,7 @@ class GuardedPool(ConnectionPool):
                     return connection.ask_unsettled(packed)
             return connection.exchange(operation, packed)
         finally:
-            connection.holder = None  # as far as this operation is concerned, it is given back
-            self.release(connection)
+            self.give_back(connection)
 
     def _free(self) -> Any:
         """Return a connection that is free or new; ``None`` if all are in use."""
@@ -295,6 +326,7 @@ class GuardedPool(ConnectionPool):
                 return None
             connection = self.connection_class(**self.connection_kwargs)
             connection.has_company = self.serves_besides
+            connection.home = self._available_connections
             self._made[number] = weakref.ref(connection)
         connection.is_out = True
         return connection

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Generator, Iterator
 from time import monotonic
 from typing import Any
@@ -42,6 +43,8 @@ class DeadlineSocket:
         self._tls = hasattr(sock, "pending")
         self._part = part
         sock.settimeout(0 if self._tls else part)
+        # What every call needs, found once.
+        self._send, self._recv, self._recv_into = sock.send, sock.recv, sock.recv_into
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -68,10 +71,10 @@ class DeadlineSocket:
         self._wanted = seconds
 
     def recv(self, *args: Any) -> bytes:
-        return self._receive(self._sock.recv, *args)  # type: ignore[no-any-return]
+        return self._receive(self._recv, *args)  # type: ignore[no-any-return]
 
     def recv_into(self, *args: Any) -> int:
-        return self._receive(self._sock.recv_into, *args)  # type: ignore[no-any-return]
+        return self._receive(self._recv_into, *args)  # type: ignore[no-any-return]
 
     def receive_first(self, operation: Operation) -> bytes:
         """Receive the beginning of a reply, as :meth:`recv` for an operation under way."""
@@ -91,29 +94,38 @@ class DeadlineSocket:
         operation = self.operation
         if operation is None or operation.settled or self._wanted != self._default:
             return self._patiently(method, select.POLLIN, *args)
-        began = monotonic()
-        if not operation.may_read(began):
+        began, part = monotonic(), self._part
+        if began - operation.started > operation.allowance and not operation.may_read(began):
             raise TimeoutError("the operation's time is used up")
         try:
             received = method(*args)  # which waits for one part, the first of this operation's
         except TimeoutError:
-            operation.count(began, self._part)
+            operation.count(began, part)
         except _NOT_READY:
             pass
         else:
-            operation.waited += min(monotonic() - began, self._part)
+            elapsed = monotonic() - began
+            operation.waited += elapsed if elapsed < part else part  # noqa: FURB136 - a call less
             return received
         return self._patiently(method, select.POLLIN, *args)
 
     def sendall(self, data: Any) -> None:
         """Send everything before the time is used up."""
-        view = memoryview(data).cast("B")
-        del data  # it may hold a password, and error trackers collect variables
+        try:
+            sent = self._send(data)
+        except (TimeoutError, *_NOT_READY):
+            sent = 0
+        except BaseException:
+            del data  # it may hold a password, and error trackers collect variables
+            raise
+        if sent != len(data):
+            view = memoryview(data).cast("B")[sent:]
+            del data
+            self._send_rest(view)
+
+    def _send_rest(self, view: memoryview) -> None:
         while view:
-            try:
-                view = view[self._sock.send(view) :]
-            except (TimeoutError, *_NOT_READY):
-                view = view[self._patiently(self._sock.send, select.POLLOUT, view) :]
+            view = view[self._patiently(self._send, select.POLLOUT, view) :]
 
     def _patiently(self, method: Callable[..., Any], event: int, *args: Any) -> Any:
         """Call a method that does not wait as often as it takes."""
@@ -163,6 +175,18 @@ def is_ready(sock: Any, event: int, seconds: float | None) -> bool:
     poller = select.poll()
     poller.register(sock, event)
     return bool(poller.poll(None if seconds is None else seconds * 1000))
+
+
+def native_poll(sock: Any) -> Callable[[int], list[Any]]:
+    """Return what tells whether a socket can be read now, without waiting.
+
+    :param sock: the socket.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    made = select.poll if monkey is None else monkey.get_original("select", "poll")
+    poller = made()
+    poller.register(sock, select.POLLIN)
+    return poller.poll
 
 
 def dial(
