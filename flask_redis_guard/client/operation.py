@@ -157,8 +157,8 @@ class Operation:
 
     @property
     def was_away(self) -> bool:
-        """Whether this process was away for longer than it waited: it cannot blame Redis."""
-        return self.away > self.waited
+        """Whether this process was away for most of the time: it cannot blame Redis."""
+        return self.away > 2 * self.waited
 
     def may_read(self, now: float) -> bool:
         """Whether to read on at a time; a server that never stops talking keeps nobody."""
