@@ -158,7 +158,7 @@ class Operation:
     @property
     def was_away(self) -> bool:
         """Whether this process was away for most of the time: it cannot blame Redis."""
-        return self.away > 2 * self.waited
+        return self.away > max(2 * self.waited, self.allowance)
 
     def may_read(self, now: float) -> bool:
         """Whether to read on at a time; a server that never stops talking keeps nobody."""

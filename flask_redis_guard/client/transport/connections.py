@@ -130,8 +130,14 @@ class GuardedConnection:
     username: Any
 
     def operation(self) -> Operation | None:
-        """Return the operation in progress on this connection."""
-        operation = current(self.gate) or self.borrowed
+        """Return the operation in progress on this connection.
+
+        It is the one that took it out of its pool; who keeps a connection for longer, such as a
+        subscriber or a pipeline that watches, is in another one each time.
+        """
+        operation = self.holder
+        if operation is None or operation.settled:
+            operation = current(self.gate) or self.borrowed
         return None if operation is None or operation.settled else operation
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
