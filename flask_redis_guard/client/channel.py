@@ -121,7 +121,7 @@ class Channel:
 
     def forget(self) -> None:
         """Start anew in a new process: nobody of the old one is waited for."""
-        self._in_flight: dict[object, None] = {}
+        self._in_flight: dict[Batch | Operation, None] = {}
         self._waiting: deque[Call] = deque()
         monkey = sys.modules.get("gevent.monkey")
         green = monkey is not None and monkey.is_module_patched("threading")
@@ -162,6 +162,7 @@ class Channel:
                 if not self._is_due(call, call.operation.part) and not call.operation.wait(
                     partial(self._is_due, call)
                 ):
+                    self._sweep()
                     raise redis_errors.TimeoutError("Timeout waiting for a reply")
                 if not call.done:
                     self._go_on(call)
@@ -208,6 +209,17 @@ class Channel:
                 self._alone = 0
             if self._waiting:
                 self._wake_next()
+
+    def _sweep(self) -> None:
+        """Forget what is not in flight any more.
+
+        An exception that a signal handler raised in an unlucky line can leave it behind.
+        """
+        for each in list(self._in_flight):
+            if isinstance(each, Batch):
+                self._after(each)
+            elif each.settled:
+                self._in_flight.pop(each, None)
 
     def _leave(self, call: Call) -> None:
         if call.done:
@@ -284,11 +296,9 @@ class Batch:
         """
         mine: list[None] = []
         try:
-            mine.extend(map(self.turn.pop, (0,)))
-        except IndexError:
-            return  # somebody else was faster
-        try:
-            if not self.is_over:
+            with contextlib.suppress(IndexError):  # somebody else was faster
+                mine.extend(map(self.turn.pop, (0,)))
+            if mine and not self.is_over:
                 self._drive(call)
         finally:
             self.turn.extend(mine)
@@ -301,10 +311,13 @@ class Batch:
                 call.hint()
                 return
         mine: list[None] = []
-        with contextlib.suppress(IndexError):  # who drives will come here
-            mine.extend(map(self.turn.pop, (0,)))
-        if mine and not self.is_over:
-            self._close()
+        try:
+            with contextlib.suppress(IndexError):  # who drives will come here
+                mine.extend(map(self.turn.pop, (0,)))
+            if mine and not self.is_over:
+                self._close()
+        finally:
+            self.turn.extend(mine)
 
     def _close(self) -> None:
         self.is_over = True

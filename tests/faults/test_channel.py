@@ -87,6 +87,28 @@ CALLERS = """
     threads = [threading.Thread(target=work) for _ in range(int(os.environ["CALLERS"]))]
     for thread in threads:
         thread.start()
+
+    if os.environ.get("SIGNALS"):
+        import signal
+
+        class Interrupted(BaseException):
+            pass
+
+        def interrupt(*_):
+            raise Interrupted
+
+        signal.signal(signal.SIGALRM, interrupt)
+        while time.monotonic() < until:
+            with contextlib.suppress(Interrupted):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.003))
+                    script.run(client, (b"interrupted",), (b"x",))
+                except Interrupted:
+                    happened.append("killed")
+                    raise
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+
     for thread in threads:
         thread.join()
     told = "asked answered refused killed wrong finished failure".split()
@@ -106,6 +128,7 @@ def call(
     seconds: float = 3.0,
     timeout: float = 0.3,
     kills: bool = False,
+    signals: bool = False,
     callers: int = 24,
 ) -> dict[str, Any]:
     """Let callers call while something disturbs them again and again; return what they counted."""
@@ -118,6 +141,7 @@ def call(
         "TIMEOUT": str(timeout),
         "CALLERS": str(callers),
         "KILLS": "1" if kills else "",
+        "SIGNALS": "1" if signals else "",
     }
     stop = threading.Event()
 
@@ -212,6 +236,14 @@ def test_killed_callers_harm_nobody(redis_server: RedisServer) -> None:
     check(counts, redis_server)
     assert counts["killed"] > 50, counts
     assert counts["refused"] == 0, counts
+
+
+def test_exceptions_of_signal_handlers_harm_nobody_else(redis_server: RedisServer) -> None:
+    counts = call(redis_server.url, "threads", signals=True, timeout=2)
+    assert counts["killed"] > 50, counts
+    assert counts["refused"] == counts["wrong"] == 0, counts
+    assert counts["answered"] == counts["asked"], counts
+    assert nothing_was_sent_twice(counts, redis_server), counts
 
 
 @pytest.mark.parametrize("model", MODELS)
