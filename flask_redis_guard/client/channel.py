@@ -18,6 +18,7 @@ A caller that waits looks for itself at every part of its time whether there is 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import select
 import ssl
@@ -62,6 +63,7 @@ class Call:
 
     :param operation: the caller's.
     :param packed: the command, as it is sent.
+    :param wake: a semaphore at which the caller waits; it is taken.
     """
 
     __slots__ = (
@@ -76,7 +78,7 @@ class Call:
         "wake",
     )
 
-    def __init__(self, operation: Operation, packed: bytes) -> None:
+    def __init__(self, operation: Operation, packed: bytes, wake: Any) -> None:
         self.operation = operation
         self.packed = packed
         self.batch: Batch | None = None
@@ -88,8 +90,7 @@ class Call:
         self.done = False
         #: Whether the caller has gone without either.
         self.left = False
-        self.wake = threading.Lock()
-        self.wake.acquire()
+        self.wake = wake
 
     def hint(self) -> None:
         """Let the caller look whether there is something to do."""
@@ -127,6 +128,9 @@ class Channel:
         green = monkey is not None and monkey.is_module_patched("threading")
         #: Lets other greenlets run, once.
         self._pause: Callable[[], object] | None = sys.modules["gevent"].sleep if green else None
+        self._new_wake: Callable[[], Any] = _new_lock
+        if green:
+            self._new_wake = partial(importlib.import_module("gevent.lock").Semaphore, 0)
         self._usual = self._lanes = GREENLETS if green else THREADS
         self._alone = 0
 
@@ -152,7 +156,7 @@ class Channel:
                 self._lanes = FAR if operation.waited > SLOW else self._usual
                 if self._waiting:
                     self._wake_next()
-        return self._share(Call(operation, packed))
+        return self._share(Call(operation, packed, self._new_wake()))
 
     def _share(self, call: Call) -> Any:
         self._waiting.append(call)
@@ -425,6 +429,12 @@ class Batch:
         if self._connection is not None:
             self._connection.disconnect()
         self._close()
+
+
+def _new_lock() -> Any:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 _CHANNELS: weakref.WeakSet[Channel] = weakref.WeakSet()
