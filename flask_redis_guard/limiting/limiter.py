@@ -142,11 +142,11 @@ class RateLimiter:
     def compile(self, terms: Sequence[Terms]) -> CompiledLimits:
         """Prepare limits that apply together, so that judging them costs the least.
 
-        What an endpoint keeps: it is good for every request that the same limits apply to.
+        What an endpoint or a connection keeps: equal limits are prepared once.
 
         :param terms: the limits; their subjects and costs are told for each request.
         """
-        return CompiledLimits(self, terms)
+        return self._several(*terms)
 
     def judge_plan(self, charges: Sequence[Charge]) -> list[Decision]:
         """As :meth:`judge`, for whatever charges; nobody is told."""

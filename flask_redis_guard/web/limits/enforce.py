@@ -378,11 +378,11 @@ def judge(runtime: Runtime, charged: Sequence[Charged]) -> list[Judged]:
     try:
         decisions = runtime.limiter.judge([charge for _, charge in charged])
     except RedisUnavailable as error:
-        return _without_redis(runtime, charged, error)
+        return without_redis(runtime, charged, error)
     return [(*pair, decision) for pair, decision in zip(charged, decisions, strict=True)]
 
 
-def _without_redis(
+def without_redis(
     runtime: Runtime, charged: Sequence[Charged], error: RedisUnavailable
 ) -> list[Judged]:
     """Do as the limits say while Redis is away.
@@ -689,7 +689,7 @@ class Prepared:
         self, asked: Request, state: RequestLimits, subjects: Sequence[str], error: RedisUnavailable
     ) -> Response | None:
         try:
-            judged = _without_redis(self._runtime, self._charged(subjects), error)
+            judged = without_redis(self._runtime, self._charged(subjects), error)
         except RedisUnavailable:
             answer = self._early.unavailable(asked, error)
             if answer is None:

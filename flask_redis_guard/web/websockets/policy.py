@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
-from flask_redis_guard.core.rates import Rate
+from flask_redis_guard.core.rates import Decision, Rate
 from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.events import RequestRefused
+from flask_redis_guard.limiting.compiled import Terms
+from flask_redis_guard.limiting.keys import Subject
 from flask_redis_guard.limiting.slots import MAX_CONCURRENT, Place, Refusal
 from flask_redis_guard.runtime import Runtime
 from flask_redis_guard.web.limits.declared import (
@@ -23,7 +25,13 @@ from flask_redis_guard.web.limits.declared import (
     refusing_errors,
     unavailable,
 )
-from flask_redis_guard.web.limits.enforce import Charged, announce, judge, refuse, work_out
+from flask_redis_guard.web.limits.enforce import (
+    Charged,
+    announce,
+    refuse,
+    without_redis,
+    work_out,
+)
 from flask_redis_guard.web.limits.resolve import check_function
 from flask_redis_guard.web.limits.subjects import Key, kind_of, subject_of
 
@@ -173,6 +181,8 @@ class MessageLimits:
         self._runtime = runtime
         self._endpoint = endpoint
         self._charged: list[Charged] = []
+        self._subjects: list[Subject] = []
+        self._judge: Callable[[Sequence[Subject]], list[Decision]] | None = None
         #: Bytes.
         self.max_size: int | None = None
 
@@ -182,11 +192,16 @@ class MessageLimits:
         :param scope: the scope where none was given.
         :raises RedisUnavailable: if a function of the user fails.
         """
-        if policy.message_limit is not None:
-            for limit, charge in work_out(self._runtime, [(policy.message_limit, scope)]):
-                # Messages never share a count with the connections of the same scope.
-                named = replace(charge, scope=f"messages:{charge.scope}")
-                self._charged.append((limit, named))
+        if policy.message_limit is None:
+            return
+        for limit, charge in work_out(self._runtime, [(policy.message_limit, scope)]):
+            # Messages never share a count with the connections of the same scope.
+            named = replace(charge, scope=f"messages:{charge.scope}")
+            self._charged.append((limit, named))
+        charges = [charge for _, charge in self._charged]
+        self._subjects = [charge.subject for charge in charges]
+        terms = [Terms(one.rates, one.scope, shadow=one.shadow) for one in charges]
+        self._judge = self._runtime.limiter.compile(terms).judge if terms else None
 
     def limit_size(self, policy: ConnectionPolicy) -> None:
         """Take over the greatest size of a message from a decorator."""
@@ -200,7 +215,21 @@ class MessageLimits:
         :raises RateLimitExceeded: if it is one too many.
         :raises RedisUnavailable: if it cannot be told.
         """
-        refuse(self._runtime, judge(self._runtime, self._charged), self._endpoint)
+        if self._judge is None:
+            return
+        try:
+            decisions = self._judge(self._subjects)
+        except RedisUnavailable as error:
+            judged = without_redis(self._runtime, self._charged, error)
+        else:
+            for decision in decisions:
+                if not decision.allowed:
+                    break
+            else:
+                return
+            pairs = zip(self._charged, decisions, strict=True)
+            judged = [(limit, charge, decision) for (limit, charge), decision in pairs]
+        refuse(self._runtime, judged, self._endpoint)
 
 
 def announce_lost(runtime: Runtime, place: Place, error: Refusal, endpoint: str | None) -> None:
