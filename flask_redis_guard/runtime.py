@@ -55,6 +55,7 @@ class Runtime:
             alert_count=settings.failure_alert_count,
             window_seconds=settings.window_seconds,
             downtime_seconds=settings.downtime_alert_seconds,
+            failing=lambda: self.breaker.failure_count > 0,
         )
         self.breaker = breaker_class(settings.redis_url)(
             failure_threshold=settings.failure_threshold,

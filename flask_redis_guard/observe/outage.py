@@ -42,6 +42,8 @@ class OutageWatch:
     :param alert_count: failures within the window that emit :class:`FailureRateHigh`.
     :param window_seconds: that window, in seconds.
     :param downtime_seconds: age of an outage that emits :class:`DowntimeExtended`.
+    :param failing: whether failures go on although a call came back, as on a cluster of which one
+        primary is away.
     :param clock: monotonic time in seconds.
     """
 
@@ -52,11 +54,13 @@ class OutageWatch:
         alert_count: int,
         window_seconds: float,
         downtime_seconds: float,
+        failing: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
         self._window_seconds = window_seconds
         self._downtime_seconds = downtime_seconds
+        self._still_failing = failing
         self._clock = clock
         self._lock = ProcessLock()
         self._recent: deque[float] = deque(maxlen=alert_count)
@@ -117,7 +121,7 @@ class OutageWatch:
         with self._lock:
             if self._reset:
                 recovered = self._recover()
-            elif not self._opened:
+            elif not self._opened and not self._still_failing():
                 downtime, told = self.downtime, self._logged
                 self._end()
                 if told:

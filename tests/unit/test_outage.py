@@ -25,7 +25,12 @@ class Story:
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.bus = Bus()
         self.watch = OutageWatch(
-            self.bus, alert_count=4, window_seconds=10, downtime_seconds=60, clock=self.clock
+            self.bus,
+            alert_count=4,
+            window_seconds=10,
+            downtime_seconds=60,
+            failing=lambda: self.breaker.failure_count > 0,
+            clock=self.clock,
         )
         app = Flask("story")
         signals.follow(self.bus, app)
@@ -121,6 +126,19 @@ def test_streak_that_never_opens_ends_with_a_success_and_no_recovery() -> None:
     story.call(Outcome.SUCCESS)
     assert not story.watch.failing
     assert story.names() == []
+
+
+def test_success_elsewhere_does_not_end_what_goes_on_failing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    story = Story()
+    story.fail(1)
+    failing = []
+    story.bus.emit(CallFinished("GET", Outcome.SUCCESS, 0.01))  # of another primary
+    failing.append((story.watch.failing, "answers again" in caplog.text))
+    story.call(Outcome.SUCCESS)
+    failing.append((story.watch.failing, "answers again" in caplog.text))
+    assert failing == [(True, False), (False, True)]
 
 
 def test_flickering_logs_once_in_a_window(caplog: pytest.LogCaptureFixture) -> None:

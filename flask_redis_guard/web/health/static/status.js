@@ -78,6 +78,11 @@ function words(answer) {
   if (redis.circuit_state === "disabled") {
     return ["The circuit is disabled", "An operator lets every call pass, whatever becomes of it."];
   }
+  const all = Object.values(details.primaries);
+  const away = all.filter((state) => state !== "closed").length;
+  if (answer.status === "warn" && away > 0) {
+    return ["A part of Redis is down", `What needs ${away} of ${all.length} primaries is answered with 503, the rest is served.`];
+  }
   if (answer.status === "warn") {
     return ["Redis is failing", "The last check failed. If this goes on, the circuit opens."];
   }
