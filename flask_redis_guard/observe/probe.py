@@ -125,8 +125,8 @@ class Monitor:
     :param interval: seconds between checks; 0 for none while the breaker is closed.
     :param recovery_interval: seconds between checks while it is open; 0 for none, so that users'
         calls have to find out after the open time.
-    :param open_seconds: the most that the recovery interval grows to where Redis fails again right
-        after each recovery.
+    :param open_seconds: that open time. The recovery interval grows up to it where Redis fails
+        again right after each recovery; one that is no shorter has no use and is taken for 0.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ class Monitor:
         self._gate = gate
         self._key = key
         self.interval = interval
-        self._recovery_interval = recovery_interval
-        self._longest = max(recovery_interval, open_seconds)
+        self._recovery_interval = recovery_interval if recovery_interval < open_seconds else 0.0
+        self._longest = open_seconds
         self._worker = Worker("redis-guard-monitor", self._turn, "The background check of Redis")
         self._next_check = 0.0
         self._not_before = 0.0
