@@ -13,7 +13,7 @@ from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError
 
 from flask_redis_guard.client.channel import Channel
-from flask_redis_guard.client.operation import Operation, current
+from flask_redis_guard.client.operation import Operation, current, innermost
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.replies import read_reply
 from flask_redis_guard.errors import RedisTimeout, RedisUnavailable
@@ -73,11 +73,11 @@ class Script:
         :param numbers: how many; the script gives them as one text with spaces between them.
         :raises RedisUnavailable: for every error reply and every answer of another shape.
         """
-        return self._read(self.run(client, keys, args), numbers)
+        return self.ask_numbers(client, self.pack(len(keys), (*keys, *args)), numbers)
 
     def ask_numbers(self, client: Any, packed: bytes, numbers: int) -> list[int]:
         """Make a call as :meth:`ask` does, and return the whole numbers that it answers."""
-        return self._read(self.ask(client, packed), numbers)
+        return self.read_numbers(self.ask(client, packed), numbers)
 
     def many(
         self,
@@ -111,11 +111,15 @@ class Script:
 
     def _read_or_error(self, reply: Any, numbers: int) -> list[int] | RedisUnavailable:
         try:
-            return self._read(reply, numbers)
+            return self.read_numbers(reply, numbers)
         except RedisUnavailable as error:
             return error
 
-    def _read(self, reply: Any, numbers: int) -> list[int]:
+    def read_numbers(self, reply: Any, numbers: int) -> list[int]:
+        """Return the whole numbers that a reply holds.
+
+        :raises RedisUnavailable: for a reply of another shape.
+        """
         try:
             found = list(map(int, reply.split()))
             if len(found) == numbers:
@@ -153,7 +157,13 @@ class Script:
         if gate is None:
             return guarded(self.operation, self._command, client, packed)
         channel = client.channel
-        if channel is None or gate.in_memory or gate.fault or gate.memory_only or current(gate):
+        if (
+            channel is None
+            or gate.in_memory
+            or gate.memory_only
+            or gate.fault is not None
+            or (innermost.get() is not None and current(gate) is not None)
+        ):
             return guarded(
                 self.operation, gate.run, "EVALSHA", partial(self._command, client, packed)
             )
@@ -161,15 +171,17 @@ class Script:
         try:
             if self.digest in channel.known:
                 reply = channel.ask(operation, packed)
-                if isinstance(reply, NoScriptError):  # a restart or SCRIPT FLUSH
+                if type(reply) is NoScriptError:  # a restart or SCRIPT FLUSH
                     reply = self._introduce(channel, operation, packed)
             else:
                 reply = self._introduce(channel, operation, packed)
             if isinstance(reply, Exception):
                 raise reply
         except BaseException as exc:
-            error = gate.fail(operation, exc)
-            raise _refusal(self.operation, error) from exc
+            error = _refusal(self.operation, gate.fail(operation, exc))
+            if error is exc:
+                raise
+            raise error from exc
         gate.succeed(operation)
         return reply
 

@@ -161,7 +161,8 @@ class CompiledLimits:
             if remembered is not None:
                 return remembered
         sent = limiter.monotonic()
-        numbers = self._script.ask_numbers(limiter.client(), packed, self._width)
+        script = self._script
+        numbers = script.read_numbers(script.ask(limiter.client(), packed), self._width)
         states, at, refused = [], 0, False
         for rate in rates:
             room, remaining, reset, retry = numbers[at : at + 4]
@@ -171,8 +172,10 @@ class CompiledLimits:
                 refused = True
         if refused or denials.entries:
             self._note(tags, states, sent if refused else None)
-        if len(self._spans) == 1:
-            return [Decision.of(states)]
+        if at == REPLY_WIDTH:  # Decision.of(), for the one that most have
+            allowed, reset_after = not refused, reset / 1e6
+            known = tuple(states)
+            return [Decision(allowed, rate.limit, remaining, reset_after, retry / 1e6, rate, known)]
         return [Decision.of(states[begin:end]) for begin, end in self._spans]
 
     def _keys(self, tags: tuple[bytes, ...]) -> list[bytes]:

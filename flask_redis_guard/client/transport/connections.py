@@ -566,13 +566,9 @@ class GuardedConnection:
         if error is not exc:
             raise error from exc
 
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether it is new, or to be asked how it is: there are other replies to read before."""
-        return bool(self._greetings or self._distance or self.health_check_interval)
-
     def ask_unsettled(self, packed: bytes) -> Any:
-        """As :meth:`exchange`, within the operation and with the connection's own parser."""
+        """As :meth:`exchange`, within the operation and with the connection's own parser: it is
+        new, or to be asked how it is, and there are other replies to read before."""
         self.send_packed_command([packed])
         try:
             return self.read_response(disable_decoding=True)
@@ -592,17 +588,11 @@ class GuardedConnection:
         try:
             sock.sendall(packed)
             data = sock.receive_first(operation)
-            while True:
-                try:
-                    reply, end = read_reply(data, 0)
-                    break
-                except Incomplete:
-                    more = sock.recv(65536) if data else b""
-                    if not more:
-                        raise redis_errors.ConnectionError("Connection closed by server.") from None
-                    data += more
-            if end != len(data):
-                raise redis_errors.InvalidResponse("Protocol Error: more than one reply")
+            line, _, text = data.partition(b"\r\n")
+            if line == b"$%d" % (len(text) - 2) and text[-2:] == b"\r\n":
+                self._owed = 0
+                return text[:-2]  # as most are: one text, received at once
+            reply = self._read_on(sock, data)
         except TimeoutError as exc:
             self.disconnect()
             raise redis_errors.TimeoutError("Timeout waiting for a reply") from exc
@@ -613,8 +603,23 @@ class GuardedConnection:
             self.disconnect()
             raise
         self._owed = 0
-        if type(reply) is redis_errors.ReadOnlyError:
-            self.note_reply(reply)
+        self.note_reply(reply)
+        return reply
+
+    @staticmethod
+    def _read_on(sock: DeadlineSocket, data: bytes) -> Any:
+        """Return the one reply of which the beginning was received."""
+        while True:
+            try:
+                reply, end = read_reply(data, 0)
+                break
+            except Incomplete:
+                more = sock.recv(65536) if data else b""
+                if not more:
+                    raise redis_errors.ConnectionError("Connection closed by server.") from None
+                data += more
+        if end != len(data):
+            raise redis_errors.InvalidResponse("Protocol Error: more than one reply")
         return reply
 
     def be_greeted(self, operation: Operation) -> None:

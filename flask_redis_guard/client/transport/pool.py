@@ -308,7 +308,7 @@ class GuardedPool(ConnectionPool):
         """
         connection = self.take(operation)
         try:
-            if connection.is_unsettled:
+            if connection._greetings or connection._distance or connection.health_check_interval:
                 with operation:
                     return connection.ask_unsettled(packed)
             return connection.exchange(operation, packed)
