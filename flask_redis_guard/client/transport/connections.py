@@ -25,7 +25,12 @@ from redis.utils import str_if_bytes
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.replies import Incomplete, read_reply
-from flask_redis_guard.client.transport.commands import blocking_seconds, is_lasting
+from flask_redis_guard.client.transport.commands import (
+    PLAIN,
+    blocking_seconds,
+    is_lasting,
+    is_plain,
+)
 from flask_redis_guard.client.transport.names import NAMES
 from flask_redis_guard.client.transport.sockets import (
     DeadlineSocket,
@@ -461,10 +466,14 @@ class GuardedConnection:
         self._packed = len(commands)
         # What a transaction's MULTI changes ends with its EXEC.
         ended = ("MULTI",) if commands and commands[-1][0] == "EXEC" else ()
-        self._altered = self._altered or any(
-            is_lasting(args) for args in commands if args[0] not in ended
-        )
-        self._blocking = math.fsum(blocking_seconds(args) for args in commands)
+        special = [
+            args
+            for args in commands
+            if args[0] not in PLAIN and args[0] not in ended and not is_plain(args)
+        ]
+        if special:
+            self._altered = self._altered or any(map(is_lasting, special))
+            self._blocking = math.fsum(map(blocking_seconds, special))
         return super().pack_commands(commands)  # type: ignore[misc]
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:

@@ -143,7 +143,7 @@ class GuardedPool(ConnectionPool):
         if operation is not None:
             if operation.in_memory:
                 return self.gate.memory.get_connection(*self._words(command_name))
-            return self._checked_out(command_name)
+            return self.take(operation)
         try:
             return self._borrow(command_name)
         except RedisUnavailable:
@@ -160,7 +160,7 @@ class GuardedPool(ConnectionPool):
                 if operation.in_memory:  # a fault's stand-in: its connections tell nothing back
                     self.gate.succeed(operation)
                     return self.gate.memory.get_connection(*self._words(command_name))
-                connection = self._checked_out(command_name)
+                connection = self.take(operation)
         except BaseException as exc:
             error = self.gate.fail(operation, exc)
             if error is exc:
@@ -219,12 +219,6 @@ class GuardedPool(ConnectionPool):
             for other in self._connections()
             if other is not connection
         )
-
-    def _checked_out(self, command_name: Any) -> Any:
-        operation = current(self.gate)
-        if operation is None:
-            raise RuntimeError("connections are taken inside operations only")
-        return self.take(operation)
 
     def _keep_up(self) -> None:
         """Start empty in a new process, and once gevent has patched threads."""
