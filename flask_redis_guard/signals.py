@@ -26,7 +26,8 @@ circuit_state_changed = _signals.signal(
     :param previous: the :class:`~flask_redis_guard.CircuitState` before.
     :param current: the state now.
     :param reason: ``consecutive-failures``, ``failure-rate``, ``probe-failed``,
-        ``redis-answered``, ``probes-succeeded``, ``open-time-over`` or ``operator``.
+        ``redis-answered``, ``probes-succeeded``, ``open-time-over``, ``operator`` or, on a
+        cluster, ``primary-replaced``.
     :param failure_count: failures that led here.
     :param retry_after: seconds until a probe is let through; 0 unless it opened.
     """,

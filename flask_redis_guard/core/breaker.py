@@ -90,7 +90,7 @@ class Transition:
     previous: CircuitState
     current: CircuitState
     #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``redis-answered``,
-    #: ``probes-succeeded``, ``open-time-over`` or ``operator``.
+    #: ``probes-succeeded``, ``open-time-over``, ``operator``; on a cluster ``primary-replaced``.
     reason: str
     #: Failures that led here: consecutive ones, or those within the window.
     failures: int

@@ -39,7 +39,7 @@ WRITE_AGAIN = 60.0
 _OF_WRITES = frozenset({"read-only", "out-of-memory", "misconf", "no-replicas"})
 
 
-class Target(Protocol):
+class Probed(Protocol):
     """What a breaker stands for: one server, or all that the client may ask.
 
     A client with several breakers gives one for each from a method ``probe_targets()``, the same
@@ -59,7 +59,7 @@ class Target(Protocol):
     def prepare(self) -> None:
         """While the breaker is not closed, called within each check: find the right server.
 
-        A cluster reads its map, a client of sentinels asks them.
+        A cluster reads its map.
         """
 
     def write(self, key: str, seconds: int) -> None:
@@ -70,8 +70,8 @@ class Target(Protocol):
         """Ask without writing, for a user who may not write."""
 
 
-class _Whole:
-    """All that a client with one breaker may ask."""
+class _Server:
+    """The one server that a client with one breaker may ask."""
 
     def __init__(self, client: Any, gate: Gate) -> None:
         self._client = client
@@ -85,24 +85,19 @@ class _Whole:
         self._gate.run("PROBE", check, probe=True)
 
     def prepare(self) -> None:
-        prepare = getattr(self._client, "prepare_probe", None)
-        if prepare is not None:
-            prepare()
+        pass  # with sentinels, connecting asks them
 
     def write(self, key: str, seconds: int) -> None:
-        keys = getattr(self._client, "probe_keys", None)  # on a cluster: one on each primary
-        for one in (key,) if keys is None else keys(key):
-            self._client.set(one, "1", ex=seconds)
+        self._client.set(key, "1", ex=seconds)
 
     def ping(self) -> None:
-        nodes = getattr(self._client, "PRIMARIES", None)
-        self._client.ping(**({} if nodes is None else {"target_nodes": nodes}))
+        self._client.ping()
 
 
 class _Circuit:
     """What the monitor remembers of one breaker."""
 
-    def __init__(self, target: Target, interval: float) -> None:
+    def __init__(self, target: Probed, interval: float) -> None:
         self.target = target
         #: Seconds between two recovery checks.
         self.interval = interval
@@ -391,9 +386,9 @@ class Monitor:
     def _circuits(self) -> tuple[_Circuit, ...]:
         client = self._client()
         find = getattr(client, "probe_targets", None)
-        targets: Sequence[Target] = () if find is None else find()
+        targets: Sequence[Probed] = () if find is None else find()
         if not targets and not self._known:
-            targets = (_Whole(client, self._gate),)
+            targets = (_Server(client, self._gate),)
         known = {circuit.target: circuit for circuit in self._known}
         if targets and tuple(known) != tuple(targets):
             self._known = tuple(
