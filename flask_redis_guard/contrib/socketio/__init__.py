@@ -1,5 +1,5 @@
 """Limits for Flask-SocketIO."""
 
-from flask_redis_guard.contrib.socketio.limits import SocketIOLimits, limit_handshakes
+from flask_redis_guard.contrib.socketio.handlers import SocketIOLimits, limit_handshakes
 
 __all__ = ["SocketIOLimits", "limit_handshakes"]
