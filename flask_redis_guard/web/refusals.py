@@ -112,18 +112,11 @@ class EarlyReplies:
         self._bodies: dict[tuple[str, ...], str] = {}
 
     def exceeded(
-        self,
-        asked: Request,
-        decision: Decision,
-        names: tuple[str, ...],
-        policies: str,
-        limits: str,
+        self, asked: Request, decision: Decision, names: tuple[str, ...]
     ) -> Response | None:
         """Return the answer to a request that is over a limit.
 
         :param names: the names of the policies that refuse.
-        :param policies: ``RateLimit-Policy``.
-        :param limits: ``RateLimit``.
         """
         if not self._exceeded or "text/html" in asked.environ.get("HTTP_ACCEPT", ""):
             return None
@@ -134,8 +127,7 @@ class EarlyReplies:
             body = self._bodies[names] = RateLimitExceeded(decision, names).get_body()
         seconds = int(-(-decision.retry_after // 1))
         retry = ("Retry-After", f"{max(1, seconds)}")
-        told = [*_STATIC, retry, ("RateLimit-Policy", policies), ("RateLimit", limits)]
-        return self._app.response_class(body, 429, told)
+        return self._app.response_class(body, 429, [*_STATIC, retry])
 
     def unavailable(self, asked: Request, error: RedisUnavailable) -> Response | None:
         """Return the answer to a request whose limits cannot be told."""

@@ -37,10 +37,12 @@ from flask_redis_guard.web.limits.declared import (
 )
 from flask_redis_guard.web.limits.headers import (
     Fields,
+    Header,
     Policy,
     policies_of,
-    rate_limit_headers,
+    rate_limit_fields,
     violated,
+    with_fields,
 )
 from flask_redis_guard.web.limits.resolve import (
     Route,
@@ -64,6 +66,9 @@ Judged = tuple[Limit, Charge, Decision]
 
 #: Where a request keeps its :class:`RequestLimits`.
 _STATE = "redis_guard_limits"
+
+#: Where a WSGI environment has a list that it is put into, for the headers of the response.
+_TOLD = "flask_redis_guard.limits"
 
 
 def rate_limited(
@@ -211,10 +216,10 @@ class RequestLimits:
     __slots__ = (
         "_called",
         "_failing",
-        "_policies",
         "ahead",
         "checked",
         "held",
+        "listed",
         "refundable",
         "route",
     )
@@ -226,7 +231,8 @@ class RequestLimits:
         self.route: Route | None = None
         #: What the limits decided that are judged ahead of the view, where they are prepared.
         self.ahead: tuple[Prepared, list[Decision]] | None = None
-        self._policies: dict[object, list[Policy]] | None = None
+        #: :attr:`policies`, once something is judged that is not prepared.
+        self.listed: dict[object, list[Policy]] | None = None
         #: What may be given back after the response is made.
         self.refundable: list[tuple[Limit, Decision]] | None = None
         self.held: list[Held] | None = None
@@ -248,17 +254,12 @@ class RequestLimits:
     @property
     def policies(self) -> dict[object, list[Policy]]:
         """What the response tells of each limit: the last decision, however often it was asked."""
-        if self._policies is None:
-            self._policies = {}
+        if self.listed is None:
+            self.listed = {}
             if self.ahead is not None:
                 prepared, decisions = self.ahead
-                self._policies.update(prepared.policies(decisions))
-        return self._policies
-
-    @property
-    def anything_else(self) -> bool:
-        """Whether more was judged than what was judged ahead."""
-        return self._policies is not None
+                self.listed.update(prepared.policies(decisions))
+        return self.listed
 
     def note(self, judged: Iterable[Judged]) -> None:
         """Note decisions for the response."""
@@ -266,6 +267,8 @@ class RequestLimits:
             if not limit.shadow:
                 self.policies[limit] = policies_of(charge.rates, decision)
             if decision.receipt is not None:
+                if self.refundable is None:
+                    _see_responses(current().app)
                 self.refundable = [*(self.refundable or ()), (limit, decision)]
 
     def covers(self, limit: Limit) -> bool:
@@ -288,7 +291,7 @@ class RequestLimits:
     def hold(self, held: Held) -> None:
         """Free something when the request ends, or with its response if that is a stream."""
         if self.held is None:
-            _see_requests_end(current().app)
+            _see_responses(current().app)
             self.held = []
             self._failing = sys.exc_info()[1]  # of who called the app, if anything
         self.held.append(held)
@@ -304,12 +307,24 @@ class RequestLimits:
 _overriding = ProcessLock()
 
 
-def _see_requests_end(app: Flask) -> None:
-    """Override what ends the requests of an app that holds something in them."""
+def _see_responses(app: Flask) -> None:
+    """From now on, see the responses and the end of an app's requests.
+
+    Only where that is needed: something is held until then or may be given back, or a response is
+    made without WSGI.
+    """
     with _overriding:
+        process: Any = app.process_response
         teardown: Any = app.do_teardown_request
-        if getattr(teardown, "__module__", None) == __name__:
+        if getattr(process, "__module__", None) == __name__:
             return
+
+        def process_response(*args: Any) -> Response:
+            response: Response = process(*args)
+            state = RequestLimits.current()
+            if state is not None:
+                _finish(current(), state, response)
+            return response
 
         def do_teardown_request(*args: Any) -> None:
             try:
@@ -319,7 +334,36 @@ def _see_requests_end(app: Flask) -> None:
                 if state is not None and state.held is not None:
                     state.end()
 
-        vars(app)["do_teardown_request"] = do_teardown_request
+        vars(app).update(process_response=process_response, do_teardown_request=do_teardown_request)
+
+
+def _finish(runtime: Runtime, state: RequestLimits, response: Response) -> None:
+    """See to what was held or may be given back, now that a response is made."""
+    for held in state.held or ():
+        held.keep_until_sent(response)
+    if _TOLD not in request.environ:
+        fields = _fields(state, runtime)
+        told = with_fields(response.status, list(response.headers.items()), fields)
+        response.headers.extend(told[len(told) - len(fields) :] if fields else ())
+    for limit, decision in state.refundable or ():
+        try:
+            if limit.is_refunded(response):
+                runtime.limiter.refund(decision)
+        except Exception:  # what is not given back only makes the limit stricter
+            logger.exception("A charge could not be given back")
+
+
+def _fields(state: RequestLimits, runtime: Runtime) -> list[Header]:
+    """Return what a response tells of the limits of its request."""
+    if state.listed is None:
+        if state.ahead is None:
+            return []
+        fields, decisions = state.ahead[0].fields, state.ahead[1]
+        prepared = None if fields is None else fields.of(decisions)
+        if prepared is not None:
+            return prepared
+    policies = [policy for listed in state.policies.values() for policy in listed]
+    return rate_limit_fields(policies, runtime.settings.rate_limit_headers)
 
 
 def enforce(applied: Sequence[Applied]) -> None:
@@ -446,10 +490,7 @@ def install(app: Flask, runtime: Runtime, limits: AppLimits) -> Routes:
     """
     routes = Routes(limits, lambda: runtime.health, lambda route: Prepared.of(runtime, route, app))
     guard = _Guard(app, runtime, routes)
-    vars(app).update(
-        preprocess_request=guard.preprocess_request,
-        process_response=guard.process_response,
-    )
+    vars(app).update(preprocess_request=guard.preprocess_request, wsgi_app=guard.wsgi_app)
     return routes
 
 
@@ -465,9 +506,23 @@ class _Guard:
         self._surveyed = False
         self._surveying = ProcessLock()
         self._preprocess: Callable[..., Any] = app.preprocess_request
-        self._process: Callable[..., Response] = app.process_response
+        self._wsgi_app: Any = app.wsgi_app
         #: Nobody else overrides what is done with URL values and hooks.
         self._plain = getattr(app.preprocess_request, "__func__", None) is Flask.preprocess_request
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Name the limits of a request in the headers of its response, whoever made that."""
+        judged: list[RequestLimits] = []
+        environ[_TOLD] = judged
+
+        def start(status: str, headers: list[Header], *more: Any) -> Any:
+            if judged:
+                fields = _fields(judged[0], self._runtime)
+                if fields:
+                    headers = with_fields(status, headers, fields)
+            return start_response(status, headers, *more)
+
+        return self._wsgi_app(environ, start)
 
     def preprocess_request(self, *args: Any) -> Any:
         """Check the limits ahead of all hooks, and those above the route right before the view.
@@ -518,20 +573,14 @@ class _Guard:
         :returns: a refusal, where nothing but the request is to be refused by it.
         :raises HTTPException: any other refusal.
         """
-        known, runtime = asked.__dict__, self._runtime
-        state: RequestLimits | None = known.get(_STATE)
+        state = asked.__dict__.get(_STATE)
         if state is None:
-            state = known[_STATE] = RequestLimits()
+            state = asked.__dict__[_STATE] = RequestLimits()
         elif state.checked:
             return None
         if not self._surveyed:
             self._survey()
-        state.checked = True
-        if runtime.bus.begins:  # the background check does not run yet in this process
-            runtime.monitor.start()
-        environ = asked.environ
-        if "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
-            warn_of_untrusted_proxy(asked, runtime.warned)
+        self._begin(asked, state)
         route = self._route_of(asked)
         prepared: Prepared | None = route.prepared
         if prepared is not None and route.static is None:
@@ -545,6 +594,18 @@ class _Guard:
         for check in route.checks:
             check()
         return None
+
+    def _begin(self, asked: Request, state: RequestLimits) -> None:
+        state.checked = True
+        runtime, environ = self._runtime, asked.environ
+        if _TOLD in environ:
+            environ[_TOLD][:] = (state,)
+        else:  # a request that does not come through WSGI
+            _see_responses(self._app)
+        if runtime.bus.begins:  # the background check does not run yet in this process
+            runtime.monitor.start()
+        if "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ:
+            warn_of_untrusted_proxy(asked, runtime.warned)
 
     def _route_of(self, asked: Request) -> Route:
         rule = asked.url_rule if asked.routing_exception is None else None
@@ -573,27 +634,6 @@ class _Guard:
                 report_weak_limits(self._app, self._routes)
                 self._surveyed = True
 
-    def process_response(self, *args: Any) -> Response:
-        """Name the limits in the response, and give back what its outcome says."""
-        response = self._process(*args)
-        state: RequestLimits | None = request._get_current_object().__dict__.get(_STATE)  # type: ignore[attr-defined]
-        if state is None:
-            return response
-        if state.held is not None:
-            for held in state.held:
-                held.keep_until_sent(response)
-        ahead = state.ahead
-        if state.anything_else or (ahead is not None and not ahead[0].tell(response, ahead[1])):
-            policies = [policy for listed in state.policies.values() for policy in listed]
-            rate_limit_headers(response, policies, self._runtime.settings.rate_limit_headers)
-        for limit, decision in state.refundable or ():
-            try:
-                if limit.is_refunded(response):
-                    self._runtime.limiter.refund(decision)
-            except Exception:  # what is not given back only makes the limit stricter
-                logger.exception("A charge could not be given back")
-        return response
-
 
 class Prepared:
     """The limits that are judged ahead of a view, where no request changes them.
@@ -610,8 +650,9 @@ class Prepared:
         self._rates: list[tuple[Rate, ...]] = [limit.rates for limit in self.limits]  # type: ignore[misc]
         self._scopes = [limit.scope_in(scope) for limit, scope in applied]
         self.refundable = any(limit.refund_when is not None for limit in self.limits)
+        if self.refundable:
+            _see_responses(runtime.app)
         self._early = early
-        self._style = runtime.settings.rate_limit_headers
         keys = [limit.key for limit in self.limits]
         readers = [reader_of(key, runtime.settings) for key in keys]
         self._readers = readers
@@ -625,9 +666,10 @@ class Prepared:
             for limit, rates, scope in zip(self.limits, self._rates, self._scopes, strict=True)
         ]
         self._judge = runtime.limiter.compile(self._terms).judge
-        #: What responses tell, where all limits can refuse.
+        #: What responses tell, where that is prepared: if all limits can refuse.
         self.fields: Fields | None = None
-        if not any(limit.shadow for limit in self.limits):
+        style = runtime.settings.rate_limit_headers
+        if style == "draft" and not any(limit.shadow for limit in self.limits):
             self.fields = Fields(tuple((rate, False) for rates in self._rates for rate in rates))
 
     @classmethod
@@ -711,25 +753,13 @@ class Prepared:
         if worst is None:
             state.ahead = self, decisions
             return None
-        answer = None
-        if self.fields is not None and self._style == "draft":
-            refusing = self.fields.refusing(decisions)
-            if refusing is not None:
-                answer = self._early.exceeded(asked, worst, *refusing)
+        state.ahead = self, decisions
+        names = None if self.fields is None else self.fields.violated(decisions)
+        answer = None if names is None else self._early.exceeded(asked, worst, names)
         if answer is None:
-            state.ahead = self, decisions
             policies = [policy for listed in state.policies.values() for policy in listed]
             raise RateLimitExceeded(worst, violated(policies))
         return answer
-
-    def tell(self, response: Response, decisions: Sequence[Decision]) -> bool:
-        """Name the limits in a response, as :func:`.headers.rate_limit_headers`.
-
-        :returns: whether it was done.
-        """
-        if self.fields is None or self._style != "draft":
-            return False
-        return self.fields.write(response, decisions)
 
 
 def _check_late(route: Route) -> None:

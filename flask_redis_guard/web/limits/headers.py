@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from flask import Response
-
 from flask_redis_guard.core.rates import Decision, Rate, RateState
 
 #: Statuses whose answer a client follows at once: what is left is no reason to wait with that.
-_REDIRECTS = frozenset({300, 301, 302, 303, 307, 308})
+_REDIRECTS = frozenset({"300", "301", "302", "303", "307", "308"})
+
+#: How the names of the draft's fields may begin; those of others begin with ``X-``.
+_BEGINNINGS = frozenset({"RateLimit", "Ratelimit", "ratelimit", "RATELIMIT"})
 
 
 class Policy(NamedTuple):
@@ -42,31 +43,52 @@ def policies_of(rates: Sequence[Rate], decision: Decision) -> list[Policy]:
     return [Policy(rate, known.get(rate)) for rate in rates]
 
 
-def rate_limit_headers(response: Response, policies: Sequence[Policy], style: str) -> None:
-    """Add the headers that name every limit of the request.
+Header = tuple[str, str]
 
-    :param response: the response.
+
+def rate_limit_fields(policies: Sequence[Policy], style: str) -> list[Header]:
+    """Return the headers that name every limit of a request.
+
     :param policies: of the limits that can refuse.
     :param style: ``draft``, ``legacy``, ``both`` or ``none``.
     """
-    if not policies or style == "none" or response.status_code in _REDIRECTS:
-        return
+    found: list[Header] = []
+    if not policies or style == "none":
+        return found
     known = [policy.state for policy in policies if policy.state is not None]
-    headers = response.headers
     if style != "legacy":
         allowed, items = _policy_field(tuple((p.rate, p.concurrent) for p in policies))
-        headers["RateLimit-Policy"] = allowed
-        if known:
-            headers["RateLimit"] = ", ".join(
-                f"{item};r={policy.state.remaining}{_reset(policy.state, policy.concurrent)}"
-                for item, policy in zip(items, policies, strict=True)
-                if policy.state is not None
-            )
+        found.append(("RateLimit-Policy", allowed))
+        told = [
+            f"{item};r={policy.state.remaining}{_reset(policy.state, policy.concurrent)}"
+            for item, policy in zip(items, policies, strict=True)
+            if policy.state is not None
+        ]
+        if told:
+            found.append(("RateLimit", ", ".join(told)))
     if style != "draft" and known:
         worst = min(known, key=lambda state: (state.allowed, state.remaining))
-        headers["X-RateLimit-Limit"] = str(worst.rate.limit)
-        headers["X-RateLimit-Remaining"] = str(worst.remaining)
-        headers["X-RateLimit-Reset"] = str(math.ceil(time.time()) + _seconds(worst))
+        found.append(("X-RateLimit-Limit", str(worst.rate.limit)))
+        found.append(("X-RateLimit-Remaining", str(worst.remaining)))
+        reset = math.ceil(time.time()) + _seconds(worst)
+        found.append(("X-RateLimit-Reset", str(reset)))
+    return found
+
+
+def with_fields(status: str, headers: list[Header], fields: list[Header]) -> list[Header]:
+    """Return the headers of a response together with what it tells of its limits.
+
+    :param status: of the response, such as ``200 OK``.
+    :param fields: take the place of headers of the same names.
+    """
+    if status[:3] in _REDIRECTS:
+        return headers
+    for name, _ in headers:
+        if name[:9] in _BEGINNINGS or name[:2] in ("X-", "x-"):
+            names = {field.lower() for field, _ in fields}
+            headers = [header for header in headers if header[0].lower() not in names]
+            break
+    return headers + fields
 
 
 class Fields:
@@ -80,39 +102,26 @@ class Fields:
     def __init__(self, policies: tuple[tuple[Rate, bool], ...]) -> None:
         self._policy, self._items = _policy_field(policies)
 
-    def write(self, response: Response, decisions: Sequence[Decision]) -> bool:
-        """Add the fields of the draft, as :func:`rate_limit_headers`.
+    def of(self, decisions: Sequence[Decision]) -> list[Header] | None:
+        """Return the fields of the draft, as :func:`rate_limit_fields`.
 
-        :returns: whether it was done: not where something of the limits is unknown, nor where the
-            response has such fields already.
+        :returns: ``None`` where something of the limits is unknown.
         """
-        if response.status_code in _REDIRECTS:
-            return True
         if len(decisions) == 1:
             states = decisions[0].states
         else:
             states = tuple([state for decision in decisions for state in decision.states])
         if len(states) != len(self._items):
-            return False
-        headers = response.headers
-        for name, _ in headers:
-            if name[:1] in "Rr" and name.lower().startswith("ratelimit"):
-                return False
-        headers.add("RateLimit-Policy", self._policy)
-        headers.add("RateLimit", self._told(states))
-        return True
+            return None
+        return [("RateLimit-Policy", self._policy), ("RateLimit", self._told(states))]
 
-    def refusing(self, decisions: Sequence[Decision]) -> tuple[tuple[str, ...], str, str] | None:
-        """Return the names of the policies that refuse, and both fields.
-
-        :returns: ``None`` where something of the limits is unknown.
-        """
+    def violated(self, decisions: Sequence[Decision]) -> tuple[str, ...] | None:
+        """Return the names of the policies that refuse; ``None`` where not all is known."""
         states = tuple([state for decision in decisions for state in decision.states])
         if len(states) != len(self._items):
             return None
         pairs = zip(self._items, states, strict=True)
-        names = tuple([item[1:-1] for item, state in pairs if not state.allowed])
-        return names, self._policy, self._told(states)
+        return tuple([item[1:-1] for item, state in pairs if not state.allowed])
 
     def _told(self, states: Sequence[RateState]) -> str:
         told, between = "", ""
@@ -120,7 +129,8 @@ class Fields:
             rate, allowed, remaining, reset, retry = state
             after = int(-(-(reset if allowed else retry) // 1))
             least = -(-remaining * rate.per_seconds // rate.limit)
-            told = f"{told}{between}{item};r={remaining};t={max(after, least)}"
+            seconds = least if least > after else after  # noqa: FURB136 - twice as fast as max()
+            told = f"{told}{between}{item};r={remaining};t={seconds}"
             between = ", "
         return told
 
