@@ -190,7 +190,7 @@ class CompiledLimits:
                 return [
                     remembered_decision(
                         [
-                            known[keys[number]]._replace(rate=self._rates[number])
+                            _named(known[keys[number]], self._rates[number])
                             for number in range(begin, end)
                             if keys[number] in known
                         ],
@@ -212,3 +212,8 @@ class CompiledLimits:
                 denials.admitted(key, 1)
             elif not state.allowed:
                 denials.remember(key, 1, sent, by_key)
+
+
+def _named(state: RateState, rate: Rate) -> RateState:
+    """Return a state under the name that a limit gives its rate."""
+    return state if state.rate is rate else state._replace(rate=rate)

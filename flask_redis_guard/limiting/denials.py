@@ -86,9 +86,8 @@ class DenialCache:
         while the answer is made.
         """
         passed = self._monotonic() - denial.sent
-        states = {key: _aged(state, passed) for key, state in denial.states.items()}
-        states[denial.key] = states[denial.key]._replace(allowed=False)
-        return states
+        refusing = denial.key
+        return {key: _aged(state, passed, key == refusing) for key, state in denial.states.items()}
 
     def remember(self, key: bytes, cost: int, sent: float, states: dict[bytes, RateState]) -> None:
         """Note that the counter of this key refused what was sent at that time."""
@@ -138,10 +137,10 @@ def _take_ticket(denial: Denial) -> bool:
     return True
 
 
-def _aged(state: RateState, passed: float) -> RateState:
-    retry_after = max(0.0, state.retry_after - passed)
-    return state._replace(
-        allowed=state.allowed or retry_after == 0,
-        reset_after=max(0.0, state.reset_after - passed),
-        retry_after=retry_after,
-    )
+def _aged(state: RateState, passed: float, refuses: bool) -> RateState:
+    rate, allowed, remaining, reset, retry = state
+    reset, retry = reset - passed, retry - passed
+    if retry <= 0:
+        retry, allowed = 0.0, True
+    # Not _replace(), which takes five times as many calls.
+    return RateState(rate, allowed and not refuses, remaining, reset if reset > 0 else 0.0, retry)
