@@ -72,8 +72,8 @@ KINDS = [
 ]
 WORKERS = {"gevent": (2, None), "gthread": (1, 8)}
 OPEN_SECONDS = 2
-# Half-open, users wait for the background check: at most its interval of 5 seconds, and a fifth more
-# so that they do not come in step.
+# Half-open, users wait for the background check: at most its interval of 5 seconds, and a fifth
+# more so that they do not come in step.
 LONGEST_RETRY = 6
 LONGEST = 1.5  # seconds: the timeout, and room for a busy machine
 

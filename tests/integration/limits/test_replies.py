@@ -214,3 +214,35 @@ def test_who_prefers_html_gets_a_page(
         assert text.startswith("<!doctype html>")
         assert ("Service Unavailable" if outage else "Too Many Requests") in text
         assert f"Try again in {response.headers['Retry-After']} s" in text
+
+
+@pytest.mark.parametrize("style", ["draft", "both"])
+def test_fields_of_a_view_itself_give_way(make_app: Make, style: str) -> None:
+    made = make_app(REDIS_GUARD_RATE_LIMIT_HEADERS=style)
+    upstream = {"RateLimit": '"up";r=1;t=1', "x-ratelimit-limit": "1", "X-Own": "kept"}
+    view = rate_limited("5/minute")(lambda: ("done", 200, upstream))
+    made.app.add_url_rule("/", "index", view)
+    headers = made.client.get("/").headers
+    assert [value for name, value in headers if name == "RateLimit"] == ['"5/minute";r=4;t=60']
+    assert headers.getlist("X-RateLimit-Limit") == (["5"] if style == "both" else ["1"])
+    assert headers["X-Own"] == "kept"
+
+
+def test_a_response_that_is_made_without_wsgi_names_its_limits(make_app: Make) -> None:
+    made = limited(make_app(), "5/minute")
+    full_dispatch: Any = made.app.full_dispatch_request
+    with made.app.test_request_context("/") as context:
+        # From Flask 3.2 on it takes the context.
+        arguments = (context,) if hasattr(context, "has_request") else ()
+        response = full_dispatch(*arguments)
+    assert parsed(response.headers["RateLimit"])["5/minute"]["r"] == 4
+    assert response.headers["RateLimit-Policy"] == '"5/minute";q=5;w=60'
+
+
+def test_an_app_inside_another_has_limits_of_its_own(make_app: Make) -> None:
+    outer, inner = make_app(), limited(make_app(REDIS_GUARD_KEY_PREFIX="inner:"), "2/minute")
+    limited(outer, "9/minute")
+    outer.app.view_functions["index"] = rate_limited("9/minute")(lambda: inner.app.wsgi_app)
+    responses = [outer.client.get("/") for _ in range(3)]
+    assert [response.status_code for response in responses] == [200, 200, 429]
+    assert "9/minute" in parsed(responses[-1].headers["RateLimit"])
