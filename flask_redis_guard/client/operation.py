@@ -35,14 +35,17 @@ _modules = sys.modules
 innermost: ContextVar[Operation | None] = ContextVar("redis_guard_operation", default=None)
 
 
-def _whoami() -> Any:
-    """Return what identifies the running greenlet or thread.
+def _whoami() -> int:
+    """Return what identifies the running greenlet or thread, as long as it runs.
 
     A context variable is inherited by a greenlet or a thread that copies its parent's context
     (``gevent.spawn``, ``asyncio.to_thread``), so the variable alone does not tell whose it is.
+
+    It is a number, since the garbage collector of CPython crashes over a reference from garbage to
+    the greenlet of a thread that has ended.
     """
     greenlet = _modules.get("greenlet")
-    return threading.get_ident() if greenlet is None else greenlet.getcurrent()
+    return threading.get_ident() if greenlet is None else id(greenlet.getcurrent())
 
 
 class Trust:
@@ -116,7 +119,7 @@ class Operation:
         self.part = timeout / _PARTS
         greenlet = _modules.get("greenlet")
         #: The greenlet or thread that it belongs to.
-        self.owner = threading.get_ident() if greenlet is None else greenlet.getcurrent()
+        self.owner = threading.get_ident() if greenlet is None else id(greenlet.getcurrent())
 
     def remaining(self) -> float:
         """Return the seconds that it may still wait; negative when they are used up."""
