@@ -16,7 +16,7 @@ from flask import Flask
 
 from flask_redis_guard import CircuitOpen, CircuitState, RedisGuard, RedisUnavailable, runtime
 from flask_redis_guard.events import Checked, RedisFailed, Transition
-from tests.support import RedisServer, eventually, run_python
+from tests.support import GunicornApp, RedisServer, eventually, run_python
 
 #: Seconds after Redis's return within which requests are served, and some for a busy machine.
 SOON = 1.5
@@ -285,3 +285,51 @@ def test_child_that_is_forked_in_an_outage_probes_by_itself(own_server: RedisSer
     print(part.breaker.state, flush=True)
     """
     assert run_python(code, timeout=20) == "closed\n"
+
+
+GUNICORN_APP = """
+    import os
+    from flask import Flask
+    from flask_redis_guard import RedisGuard, rate_limited
+
+    app = Flask(__name__)
+    RedisGuard(app)
+
+    @app.get("/")
+    @rate_limited("1000000/minute")
+    def index():
+        return str(os.getpid())
+"""
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
+def test_each_worker_of_each_kind_serves_soon(own_server: RedisServer, worker: str) -> None:
+    threads = 4 if worker == "gthread" else None
+    with GunicornApp(
+        GUNICORN_APP,
+        worker_class=worker,
+        workers=2,
+        threads=threads,
+        env={"REDIS_URL": own_server.url},
+    ) as app:
+        workers: set[str] = set()
+
+        def both_answer() -> bool:
+            workers.add(app.get().text)
+            return len(workers) == 2
+
+        eventually(both_answer, 10)
+        own_server.kill()
+        end = time.monotonic() + 3  # every worker has met it, and its breaker is open
+        while time.monotonic() < end:
+            assert app.get().status_code == 503
+        own_server.start()
+        time.sleep(SOON)
+        answers = [app.get() for _ in range(60)]
+        assert {answer.status_code for answer in answers} == {200}, app.log()
+        assert {answer.text for answer in answers} == workers
+        log = app.log()
+    assert log.count("Circuit breaker opening after") == 2
+    assert log.count("Circuit breaker closing after successful operations") == 2
+    assert "Traceback" not in log
