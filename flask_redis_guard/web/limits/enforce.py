@@ -511,7 +511,7 @@ class _Guard:
         self._plain = getattr(app.preprocess_request, "__func__", None) is Flask.preprocess_request
 
     def wsgi_app(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Name the limits of a request in the headers of its response, whoever made that."""
+        """Name the limits of a request in the headers of its response, whatever made that."""
         judged: list[RequestLimits] = []
         environ[_TOLD] = judged
 
