@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as redis_errors
@@ -162,10 +163,7 @@ class Channel:
         self._waiting.append(call)
         try:
             while not call.done:
-                # Most have their reply within a part of their time; else it is counted.
-                if not self._is_due(call, call.operation.part) and not call.operation.wait(
-                    partial(self._is_due, call)
-                ):
+                if not self._wait(call):
                     self._sweep()
                     raise redis_errors.TimeoutError("Timeout waiting for a reply")
                 if not call.done:
@@ -173,6 +171,17 @@ class Channel:
         finally:
             self._leave(call)
         return call.result()
+
+    def _wait(self, call: Call) -> bool:
+        """Wait until there is something to do for a call's caller.
+
+        :returns: false if its time is used up.
+        """
+        operation, began = call.operation, monotonic()
+        if self._is_due(call, operation.part):  # as most are
+            return True
+        operation.count(began, operation.part)
+        return operation.wait(partial(self._is_due, call))
 
     def _is_due(self, call: Call, seconds: float) -> bool:
         """Wait for a hint, and tell whether there is something to do for a call's caller."""

@@ -33,11 +33,11 @@ def read_reply(data: bytes, at: int, depth: int = 0) -> tuple[Any, int]:
     kind, line, after = data[at], data[at + 1 : end], end + 2
     try:
         if kind == 36:  # "$": so many bytes
-            return _read_text(data, after, int(line))
+            return _read_text(data, after, _whole(line))
         if kind == 58:  # ":"
-            return int(line), after
+            return _whole(line), after
         if kind == 42 and depth < _DEPTH:  # "*": so many replies
-            return _read_array(data, after, int(line), depth + 1)
+            return _read_array(data, after, _whole(line), depth + 1)
     except ValueError:
         raise InvalidResponse("Protocol Error: no number where one should be") from None
     if kind == 43:  # "+"
@@ -45,6 +45,12 @@ def read_reply(data: bytes, at: int, depth: int = 0) -> tuple[Any, int]:
     if kind == 45:  # "-"
         return _parse_error(line.decode(errors="replace")), after
     raise InvalidResponse(f"Protocol Error: {kind:#x}")
+
+
+def _whole(line: bytes) -> int:
+    if not (line.isdigit() or (line[:1] == b"-" and line[1:].isdigit())):
+        raise ValueError  # int() also takes spaces and underscores
+    return int(line)
 
 
 def _read_text(data: bytes, at: int, length: int) -> tuple[bytes | None, int]:
