@@ -22,6 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 
 from example_app.app import create_app
+from example_app.chat import listeners
 from flask_redis_guard import (
     ConfigurationError,
     GuardError,
@@ -829,6 +830,7 @@ def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -
     clients = [SockClient(url, "chat/socket", "") for _ in range(5)]
     with pytest.raises(Refused, match="concurrency"):
         SockClient(url, "chat/socket", "")
+    eventually(lambda: len(listeners) == 5, 5, "all of them listen")
     clients[0].send("hello")
     assert [client.receive() for client in clients] == ["somebody: hello"] * 5
     for number in range(60):
