@@ -76,3 +76,66 @@ def test_every_request_is_served(seconds: float, worker: str) -> None:
 def test_a_login_costs_no_request_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     # A login that the server has accepted once is sent together with the command after it.
     assert _served(0.2, "gevent", password="secret", first=True) == {"200": 685}
+
+
+TOPOLOGIES = """
+    import json, sys, threading
+    from collections import Counter
+    from tests.support import ClusterSetup, GunicornApp, RedisServer
+    from tests.support.distance import FAR, Distance
+
+    APP = '''
+    from flask import Flask
+    from flask_redis_guard import RedisGuard
+    app = Flask(__name__)
+    guard = RedisGuard(app)
+    @app.get("/")
+    def index():
+        return "up"
+    @app.get("/<name>")
+    def count(name):
+        return str(guard.client.incr(name))
+    '''
+    EVERYWHERE = {{"bind": "0.0.0.0", "protected-mode": "no"}}
+    statuses = []
+
+    def ask(app, number):
+        for turn in range(100):
+            statuses.append(app.get(f"/{{number}}-{{turn % 20}}").status_code)
+
+    def measure(url):
+        env = {{"REDIS_URL": url, "ENVIRONMENT": "production"}}
+        with GunicornApp(APP, worker_class="{worker}", threads={threads}, env=env) as app:
+            first = [app.get(f"/first-{{n}}").status_code for n in range(10)]
+            callers = [threading.Thread(target=ask, args=(app, n)) for n in range(5)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+            print(json.dumps([first, Counter(statuses)]))
+
+    Distance({seconds})
+    if "{topology}" == "cluster":
+        options = {{**EVERYWHERE, "cluster-announce-ip": FAR}}
+        with ClusterSetup(options=options, node_timeout_ms=5000) as setup:
+            measure(setup.url.replace("127.0.0.1", FAR))
+    else:
+        with RedisServer(options=EVERYWHERE) as server:
+            lines = [f"monitor m {{FAR}} {{server.port}} 1", "down-after-milliseconds m 5000"]
+            options = {{**EVERYWHERE, "sentinel": lines}}
+            sentinels = [RedisServer(sentinel=True, options=options).start() for _ in range(3)]
+            measure("redis+sentinel://" + ",".join(f"{{FAR}}:{{s.port}}" for s in sentinels) + "/m")
+            for sentinel in sentinels:
+                sentinel.close()
+"""
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gthread"])
+@pytest.mark.parametrize("topology", ["sentinel", "cluster"])
+def test_sentinels_and_clusters_are_served_from(topology: str, worker: str) -> None:
+    code = textwrap.dedent(TOPOLOGIES).format(
+        seconds=0.13, topology=topology, worker=worker, threads=8 if worker == "gthread" else None
+    )
+    first, rest = json.loads(run_apart(code))
+    assert rest == {"200": 500}, first
+    assert first.count(503) <= 3

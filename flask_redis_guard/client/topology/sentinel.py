@@ -51,6 +51,10 @@ _BEGINS = ("+failover-state-select-", "+failover-state-send-")
 _PATTERNS = ("+failover-*", "-failover-*", "+switch-*", "+promoted-*")
 
 
+#: Seconds between two looks of the first operations of a process at what was told.
+_MOMENT = 0.005
+
+
 @dataclass(eq=False)
 class View:
     """Whom the sentinels call the primary; a new object for each new one."""
@@ -71,6 +75,9 @@ class Answer:
     silent: bool = False
 
 
+UNASKED = Answer(None, silent=True)
+
+
 class Sentinel:
     """One of the sentinels.
 
@@ -82,7 +89,7 @@ class Sentinel:
         self._pool = pool
         self._service = service
         self._subscription: Any = None
-        self.answer = Answer(None, silent=True)
+        self.answer = UNASKED
         #: When a failover that it leads began, on the monotonic clock.
         self.replacing_since: float | None = None
 
@@ -248,11 +255,22 @@ class Sentinels:
         operation = current(self.gate)
         if operation is None:
             raise RuntimeError("sentinels are asked inside operations only")
+        if self._view is None and self._listeners:
+            # All sentinels are asked at once already; who looks at it every now and then needs
+            # no lock.
+            operation.wait(self._is_told)
         view = self._view
         fresh = time.monotonic() - self._confirmed_at < 2 * self.interval
         if view is not None and fresh and not self._trust.failed:
             return view
         return self._ask_one(operation)
+
+    def _is_told(self, seconds: float) -> bool:
+        """Wait a moment, and tell whether each sentinel has been asked or one has answered."""
+        if self._view is None and any(each.answer is UNASKED for each in self._all):
+            time.sleep(min(seconds, _MOMENT))
+            return False
+        return True
 
     def _confirm(self, operation: Operation) -> None:
         """Ask inside an operation, where something failed or nobody else asks."""

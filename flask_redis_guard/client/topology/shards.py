@@ -35,12 +35,14 @@ _SEVERITY = (
 class Passage(Permit):
     """Leave to call the cluster: which primaries that led to, and how it went there."""
 
-    __slots__ = ("answered", "asking", "broken", "own", "probe", "visits")
+    __slots__ = ("answered", "asking", "broken", "own", "probe", "refused", "visits")
 
     own: Permit
     probe: bool
     #: Whether it reads the map just now, which no breaker stands in the way of.
     asking: bool
+    #: Whether a primary's breaker has refused it; then no socket is touched any more.
+    refused: bool
     #: The breaker and its permit for each primary that it was sent to.
     visits: dict[str, tuple[CircuitBreaker, Permit]]
     answered: set[str]
@@ -49,7 +51,7 @@ class Passage(Permit):
 
     def __init__(self, own: Permit, probe: bool) -> None:
         super().__init__(own.generation)
-        values = {"own": own, "probe": probe, "asking": False}
+        values = {"own": own, "probe": probe, "asking": False, "refused": False}
         for name, value in {**values, "visits": {}, "answered": set(), "broken": {}}.items():
             object.__setattr__(self, name, value)
 
@@ -85,6 +87,8 @@ class ClusterBreaker(CircuitBreaker):
         self._told = CircuitState.CLOSED
         self._changing = ProcessLock()
         self._reserved = 0.0
+        #: Whether a node has said since the last map that a slot lies elsewhere.
+        self.moved = False
         #: For what cannot be said of one primary.
         self.whole = CircuitBreaker(**options, on_transition=self._on_event)
         self._slots: dict[str, frozenset[int]] = {}
@@ -119,6 +123,7 @@ class ClusterBreaker(CircuitBreaker):
             return None
         permit = breaker.try_acquire(probe=passage.probe)
         if isinstance(permit, Refusal):
+            object.__setattr__(passage, "refused", True)
             return permit
         passage.visits[node] = breaker, permit
         return None

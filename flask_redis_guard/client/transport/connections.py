@@ -151,7 +151,7 @@ class GuardedConnection:
         Where the time is used up on the way, the next caller goes on from there. After any
         other error it is closed.
         """
-        if self._sock is not None and (not self._greetings or self._may_follow()):
+        if self._sock is not None and (not self._greetings or self.may_follow):
             return
         operation = self.operation()
         if operation is None:  # a held connection, such as a subscriber's, comes back
@@ -165,7 +165,7 @@ class GuardedConnection:
                 self.disconnect()
                 self.connect()
             self._sock.operation = operation
-            if not self._may_follow():
+            if not self.may_follow:
                 self._settle_greetings()
         except redis_errors.TimeoutError:
             raise
@@ -175,6 +175,11 @@ class GuardedConnection:
 
     def connect_check_health(self, *_: Any, **__: Any) -> None:
         self.connect()
+
+    @property
+    def awaited(self) -> Step | None:
+        """What connecting waits for, where it was begun."""
+        return self._awaited
 
     def locate(self) -> None:
         """Find out where to connect to; called before each new attempt."""
@@ -225,6 +230,8 @@ class GuardedConnection:
         while True:
             if self._awaited and not operation.wait(partial(is_ready, *self._awaited)):
                 raise TimeoutError("the operation's time is used up")
+            if self._dialling is None:
+                raise ConnectionAbortedError("closed while it connected")
             try:
                 self._awaited = next(self._dialling)
             except StopIteration as connected:
@@ -325,7 +332,8 @@ class GuardedConnection:
         found = (getattr(part, name, None) for part in parts for name in _UNREAD)
         self._unread = next((each for each in found if each is not None), _perhaps)
 
-    def _may_follow(self) -> bool:
+    @property
+    def may_follow(self) -> bool:
         """Whether a command may be sent before the replies to the handshake are known.
 
         A login or a database that a server has accepted before will be accepted again; where it

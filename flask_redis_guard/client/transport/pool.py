@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import logging
@@ -209,8 +210,17 @@ class GuardedPool(ConnectionPool):
 
     def disconnect_idle(self) -> None:
         """Close what waits in the pool: the primary is another server now."""
-        for connection in list(self._available_connections):
+        idle: list[
+            Any
+        ] = []  # out of the pool meanwhile: nobody else takes one that is being closed
+        with contextlib.suppress(IndexError):
+            while True:
+                idle.append(self._available_connections.pop())
+        for connection in idle:
             connection.disconnect()
+        self._available_connections[:0] = idle
+        if self._turns:
+            self._give(None)
 
     def serves_besides(self, connection: Any) -> bool:
         """Whether another connection of this pool is connected."""
