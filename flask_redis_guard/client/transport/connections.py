@@ -703,7 +703,8 @@ def bind(kind: type[Any], gate: Gate, **attributes: Any) -> type[Any]:
     :param gate: the client's gate.
     :param attributes: what else belongs to the client.
     """
-    return type(kind.__name__, (kind,), {"gate": gate, **attributes})
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    return type(kind.__name__, (kind,), {**named, "gate": gate, **attributes})
 
 
 def knows_pushes() -> bool:

@@ -186,7 +186,9 @@ def native_poll(sock: Any) -> Callable[[int], list[Any]]:
     made = select.poll if monkey is None else monkey.get_original("select", "poll")
     poller = made()
     poller.register(sock, select.POLLIN)
-    return poller.poll
+    poll: Callable[[int], list[Any]] = poller.poll
+    pending = getattr(sock, "pending", None)  # what TLS has taken from the socket already
+    return poll if pending is None else lambda milliseconds: pending() or poll(milliseconds)
 
 
 def dial(
