@@ -26,6 +26,9 @@ _LATE_READS = 64
 #: Waits are cut into parts, so that it shows how late this process came back from each.
 _PARTS = 8
 
+#: Seconds that are no time to wait for.
+_LEAST = 0.000_1
+
 #: The longest part in seconds, where a command may block for long.
 _LONGEST = 1.0
 
@@ -122,8 +125,10 @@ class Operation:
         self.owner = threading.get_ident() if greenlet is None else id(greenlet.getcurrent())
 
     def remaining(self) -> float:
-        """Return the seconds that it may still wait; negative when they are used up."""
-        return self.allowance + self.patience - self.waited
+        """Return the seconds that it may still wait; 0 or less when they are used up."""
+        left = self.allowance + self.patience - self.waited
+        # Parts of a second that no clock tells apart could be counted off for ever.
+        return left if left > _LEAST else min(left, 0.0)
 
     def next_part(self) -> float:
         """Return how long the next single wait may be; 0 when no time is left."""
