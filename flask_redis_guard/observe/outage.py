@@ -178,8 +178,13 @@ class OutageWatch:
                 extra=details,
             )
 
-    def _tick(self, _: object) -> DowntimeExtended | None:
-        """Look at the clock: an outage that lasts is told of without any traffic."""
+    def _tick(self, event: Tick | CallRefused) -> DowntimeExtended | None:
+        """Look at the clock: an outage that lasts is told of without any traffic.
+
+        Where the background check looks, refused calls need not.
+        """
+        if isinstance(event, Tick):
+            self._bus.unsubscribe(CallRefused, self._tick)
         if self._began is None or not self._opened:
             return None
         with self._lock:

@@ -12,7 +12,7 @@ from flask import Flask
 from flask_redis_guard import signals
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Outcome, Permit
 from flask_redis_guard.errors import RedisUnavailable
-from flask_redis_guard.events import Bus, CallFinished, RedisFailed, Tick
+from flask_redis_guard.events import Bus, CallFinished, CallRefused, RedisFailed, Tick
 from flask_redis_guard.observe.outage import OutageWatch
 from tests.unit.clock import FakeClock
 
@@ -227,6 +227,25 @@ def test_long_downtime_is_told_once_for_each_outage(caplog: pytest.LogCaptureFix
         story.call(Outcome.SUCCESS)
         assert story.names().count("redis-recovered") == 1
         story.sent.clear()
+
+
+def hears(story: Story) -> bool:
+    return story.bus.refusals
+
+
+def test_refused_calls_look_at_the_clock_only_where_nothing_else_does() -> None:
+    story = Story()
+    story.fail(3)
+    assert hears(story) is True
+    story.clock.advance(60)
+    story.bus.emit(CallRefused("GET"))
+    assert story.names().count("downtime-extended") == 1
+    story.clock.advance(30)
+    story.call(Outcome.SUCCESS)
+    assert hears(story) is False
+    story.fail(3)
+    story.bus.emit(Tick())
+    assert hears(story) is False
 
 
 def test_operator_who_resets_has_not_seen_redis_recover() -> None:
