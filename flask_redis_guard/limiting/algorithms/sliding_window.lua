@@ -3,7 +3,7 @@
 -- current to oldest (17 x 4). A counter leaves when none of its events can be within the period.
 
 -- [express]
--- What it earns, with one rate: 3 of 7 us in the server, 4 of 45 us of a decision.
+-- What it earns, by RateLimiter.hit: 25 us instead of 28 with one rate, 32 instead of 37 with three.
 -- The common case of sliding windows alone: every one has room, and is still in the sub-window that
 -- its counters are of. Straight on, without a function made; all else is for what follows. Where
 -- every one has room, groups make no difference.
