@@ -25,7 +25,7 @@ from flask_redis_guard.signals import (
 )
 from flask_redis_guard.web.alerts import Alert
 from flask_redis_guard.web.limits.concurrency import concurrency_limited
-from flask_redis_guard.web.limits.enforce import rate_limited
+from flask_redis_guard.web.limits.ratelimit import rate_limited
 from flask_redis_guard.web.sessions import GuardedSessionInterface, SessionStore, session
 from flask_redis_guard.web.websockets.decorator import websocket_limited
 

@@ -20,10 +20,10 @@ from flask_redis_guard.web import refusals
 from flask_redis_guard.web.alerts import Alerts
 from flask_redis_guard.web.cli import redis_guard_group
 from flask_redis_guard.web.health.routes import Authorization, health_blueprint
-from flask_redis_guard.web.limits import enforce
+from flask_redis_guard.web.limits import ratelimit
 from flask_redis_guard.web.limits.commands import limit_commands
 from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, LimitOptions, Rates
-from flask_redis_guard.web.limits.resolve import Routes
+from flask_redis_guard.web.limits.resolve import Routes, below_limits
 from flask_redis_guard.web.websockets import decorator as websockets
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RedisGuard:
         self._declared.claim()
         refusals.install(app, guarded.bus)
         limits = AppLimits(app, guarded.settings, self._declared)
-        routes = enforce.install(app, guarded, limits)
+        routes = ratelimit.install(app, guarded, limits)
         websockets.install(routes)
         _mount(guarded, metrics, routes)
 
@@ -143,7 +143,8 @@ class RedisGuard:
         :param target: the view function, the view class or the blueprint with those nested in it.
         :raises ConfigurationError: for anything else.
         """
-        self._declared.exempt(target)
+        for one in below_limits(target):
+            self._declared.exempt(one)
         return target
 
     @property

@@ -47,6 +47,8 @@ class Marks:
     #: What stands above the function, and so is not checked by calling it. True where it wraps the
     #: function for certain.
     above: dict[Any, bool] = field(default_factory=dict)
+    #: Whether the function is a wrapper of ours.
+    is_wrapper: bool = False
 
 
 class Found(NamedTuple):
@@ -82,7 +84,7 @@ def mark(function: Any, wrapper: Any, *declared: Any) -> None:
     """
     marks = getattr(function, MARK, None)
     inner = () if marks is None else marks.called
-    setattr(wrapper, MARK, Marks(wrapper, (*declared, *inner)))
+    setattr(wrapper, MARK, Marks(wrapper, (*declared, *inner), is_wrapper=True))
     seen: list[Any] = []
     queue = deque([(function, True)])
     while queue and len(seen) < _MOST:
@@ -130,7 +132,7 @@ def marks_of(view: Any) -> dict[Any, Found]:
             _collect(found, marks, own, outermost)
             # What stands above a wrapper of ours is noted on the wrapper too: what else is noted
             # below belongs to other uses of the inner function.
-            outermost = outermost and not (marks.called and _is_owner(marks, function))
+            outermost = outermost and not (marks.is_wrapper and _is_owner(marks, function))
         queue.extendleft((inner, own, outermost) for inner in _wrapped_by(function))
         queue.extend(
             (inner, False, outermost)
@@ -161,6 +163,18 @@ def stands_above(function: Any) -> list[Any]:
     if marks is None or not _is_owner(marks, function):
         return []
     return [one for one, certain in marks.above.items() if certain and one not in marks.called]
+
+
+def below_limits(function: Any) -> Iterator[Any]:
+    """Return a function and, if it is a wrapper of a limit, those that the limits stand on."""
+    yield function
+    marks: Marks | None = getattr(function, MARK, None)
+    while marks is not None and marks.is_wrapper and _is_owner(marks, function):
+        function = getattr(function, "__wrapped__", None)
+        if function is None:
+            return
+        yield function
+        marks = getattr(function, MARK, None)
 
 
 def wrapped_chain(view: Any) -> list[Any]:

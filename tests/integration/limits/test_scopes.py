@@ -153,6 +153,19 @@ def test_views_classes_and_blueprints_are_exempt_from_limits_of_the_app(make_app
         made.guard.exempt("page")
 
 
+def test_an_exemption_may_stand_above_a_limit_and_a_route(make_app: Make) -> None:
+    made = make_app(REDIS_GUARD_DEFAULT_LIMITS="1/minute")
+
+    @made.guard.exempt
+    @rate_limited("3/minute")
+    @concurrency_limited(1)
+    @made.app.get("/")
+    def view() -> str:
+        return "in"
+
+    assert made.codes("/", 4) == [200] * 3 + [429]
+
+
 def test_an_exemption_of_a_wrapper_does_not_reach_the_bare_function(make_app: Make) -> None:
     made = make_app(REDIS_GUARD_DEFAULT_LIMITS="1/minute")
 
