@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -37,7 +40,9 @@ def is_replica(server: RedisServer) -> bool:
     return bool(role["role"] == "slave" and role["master_link_status"] == "up")
 
 
-def test_a_planned_failover_loses_nothing_that_was_acknowledged(sentinels: SentinelSetup) -> None:
+def test_a_planned_failover_loses_nothing_that_was_acknowledged(
+    sentinels: SentinelSetup, capsys: pytest.CaptureFixture[str]
+) -> None:
     guarded = Guarded(sentinels.url, **LISTENING)
     before = sentinels.primary()
     with Writers(guarded.client) as writers:
@@ -49,12 +54,20 @@ def test_a_planned_failover_loses_nothing_that_was_acknowledged(sentinels: Senti
         eventually(lambda: len(writers.acknowledged) > count + 200, 10, "writes go on")
         eventually(lambda: is_replica(before), 30, "the old primary follows the new one")
     lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
+    moments = [at for at, _, _ in writers.refused]
+    with capsys.disabled():
+        print(
+            f"\nplanned failover: {len(writers.acknowledged)} acknowledged, {len(lost)} lost, "
+            f"{len(moments)} refused within {max(moments) - min(moments):.2f} s"
+        )
     assert lost == set()
     assert writers.reasons <= {"failover", "connection"}
     guarded.close()
 
 
-def test_the_client_follows_an_election_while_the_old_primary_refuses_writes() -> None:
+def test_the_client_follows_an_election_while_the_old_primary_refuses_writes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     options = {"min-replicas-to-write": "1"}
     with SentinelSetup(replicas=2, password=PASSWORD, options=options) as sentinels:
         guarded = Guarded(sentinels.url, **LISTENING)
@@ -67,6 +80,8 @@ def test_the_client_follows_an_election_while_the_old_primary_refuses_writes() -
             elected_at, count = time.monotonic(), len(writers.acknowledged)
             eventually(lambda: len(writers.acknowledged) > count, 10, "writes go on")
             served_after = time.monotonic() - elected_at
+        with capsys.disabled():
+            print(f"\npartition, min-replicas-to-write 1: {served_after:+.2f} s")
         assert "no-replicas" in writers.reasons
         lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
         assert lost == set()
@@ -154,3 +169,19 @@ def answers(client: redis.Redis) -> bool:
     except RedisUnavailable:
         return False
     return True
+
+
+def test_an_app_that_nobody_knows_any_more_is_freed(sentinels: SentinelSetup) -> None:
+    guarded = Guarded(sentinels.url, **LISTENING)
+    guarded.client.set("k", "v")
+    freed = weakref.ref(guarded.client)
+    guarded.app.extensions["redis_guard"].monitor.stop()
+    guarded.close()
+    del guarded
+    eventually(lambda: gc.collect() is not None and freed() is None, 10, "the client is freed")
+    eventually(lambda: not listeners(), 10, "nobody listens any more")
+
+
+def listeners() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name == "redis-guard-sentinel"]

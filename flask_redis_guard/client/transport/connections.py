@@ -455,7 +455,7 @@ class GuardedConnection:
 
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""
-        if self._greetings:
+        if self._greetings and not self._has_been_answered():
             return
         try:
             broken = self._sock is not None and not self.is_fresh and self.can_read()
@@ -463,6 +463,16 @@ class GuardedConnection:
             broken = True
         if broken:
             self.disconnect()
+
+    def _has_been_answered(self) -> bool:
+        """Read the replies to the handshake if they have come; closed if the server hung up."""
+        if not is_ready(self._sock, select.POLLIN, 0):
+            return False
+        try:
+            self._settle_greetings()
+        except (redis_errors.RedisError, OSError):
+            self.disconnect()  # whatever it was, connecting anew tells
+        return True
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         self._blocking = blocking_seconds(args)
