@@ -28,6 +28,7 @@ from flask_redis_guard import (
     RedisTimeout,
     RedisUnavailable,
     circuit_state_changed,
+    concurrency_limited,
     rate_limited,
     session,
 )
@@ -63,6 +64,13 @@ view("1")  # type: ignore[arg-type]
 rate_limited()  # type: ignore[call-arg]
 rate_limited("5/minute", shadow="yes")  # type: ignore[arg-type]
 rate_limited("5/minute", no_such_option=1)  # type: ignore[call-arg]
+rate_limited("5/minute", on_outage="dney")  # type: ignore[arg-type]
+rate_limited("5/minute", algorithm="guess")  # type: ignore[arg-type]
+concurrency_limited(2, on_outage="local")  # type: ignore[arg-type]
+guard.limit_app("100/minute", on_outage="local", algorithm="token-bucket", shadow=True)
+guard.limit_app("100/minute", on_outge="local")  # type: ignore[call-arg]
+guard.limit_blueprint(Blueprint("c", __name__), "5/minute", key=3.5)  # type: ignore[arg-type]
+assert_type(guard.exempt(Blueprint("d", __name__)), Blueprint)
 
 decision = guard.limiter.hit("5/minute", "subject")
 assert_type(decision, Decision)
