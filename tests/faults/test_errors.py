@@ -232,3 +232,15 @@ def test_that_nobody_else_gets_in_is_no_outage_while_others_are_served(
         pool.release(held)
         assert guarded.client.get("k") is None
     guarded.close()
+
+
+def test_a_connection_whose_handshake_nobody_has_read_is_made_anew(
+    own_server: RedisServer,
+) -> None:
+    guarded = Guarded(own_server.url, REDIS_GUARD_FAILURE_THRESHOLD=1)
+    pool = guarded.client.connection_pool
+    pool.release(pool.get_connection("_"))  # connected, and nothing asked
+    assert next(iter(pool._available_connections)).is_greeting
+    own_server.restart()
+    assert guarded.client.get("k") is None
+    guarded.close()
