@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from flask_redis_guard.client.transport.pool import GuardedPool
 
 #: Round trips in flight at once before callers wait for each other, as far as threads agree on it:
-#: among greenlets, among threads (to wake one costs more), and where the network takes its time, so
-#: that waiting for a batch would cost more than it saves.
-GREENLETS, THREADS, FAR = 1, 4, 16
+#: among greenlets, and among threads (to wake one costs more). Where the network takes its time,
+#: and until that is known, each caller has its own as long as the pool has connections: to wait for
+#: a batch would cost more than it saves.
+GREENLETS, THREADS = 1, 4
 
 #: Seconds that a round trip over such a network takes at least. One that took less disproves it.
 SLOW: Final = 0.005
@@ -118,11 +119,10 @@ class Channel:
         self._pool = pool
         #: Digests of the scripts that the server has been given.
         self.known: set[bytes] = set()
-        self.forget()
         _CHANNELS.add(self)
 
     def forget(self) -> None:
-        """Start anew in a new process: nobody of the old one is waited for."""
+        """Start, with its pool, and anew in a new process: nobody of the old one is waited for."""
         self._in_flight: dict[Batch | Operation, None] = {}
         self._waiting: deque[Call] = deque()
         monkey = sys.modules.get("gevent.monkey")
@@ -132,7 +132,8 @@ class Channel:
         self._new_wake: Callable[[], Any] = _new_lock
         if green:
             self._new_wake = partial(importlib.import_module("gevent.lock").Semaphore, 0)
-        self._usual = self._lanes = GREENLETS if green else THREADS
+        self._usual = GREENLETS if green else THREADS
+        self._far = self._lanes = max(self._usual, self._pool.max_connections)
         self._alone = 0
 
     def ask(self, operation: Operation, packed: bytes) -> Any:
@@ -154,7 +155,7 @@ class Channel:
                     return self._pool.exchange(operation, packed)
             finally:
                 in_flight.pop(operation, None)
-                self._lanes = FAR if operation.waited > SLOW else self._usual
+                self._lanes = self._far if operation.waited > SLOW else self._usual
                 if self._waiting:
                     self._wake_next()
         return self._share(Call(operation, packed, self._new_wake()))
@@ -217,7 +218,7 @@ class Channel:
             batch.hand_on()
         if batch.is_over:
             self._in_flight.pop(batch, None)
-            self._lanes = FAR if batch.took > SLOW else self._usual
+            self._lanes = self._far if batch.took > SLOW else self._usual
             if len(batch.members) > 1:
                 self._alone = 0
             if self._waiting:

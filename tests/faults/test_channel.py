@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support import Proxy, RedisServer, SentinelSetup, run_python
+from tests.support import ClusterSetup, Proxy, RedisServer, SentinelSetup, run_python
 from tests.support.proxy import TLSIdentity
 
 CALLERS = """
@@ -113,7 +113,9 @@ CALLERS = """
         thread.join()
     told = "asked answered refused killed wrong finished failure".split()
     counts = {name: happened.count(name) for name in told}
-    print(json.dumps({**counts, "longest": max(waits), "reasons": sorted(set(reasons))}))
+    waits.sort()
+    counts.update(longest=waits[-1], median=waits[len(waits) // 2])
+    print(json.dumps({**counts, "reasons": sorted(set(reasons))}))
 """
 
 MODELS = ("threads", "gevent")
@@ -231,6 +233,17 @@ def test_one_lost_connection_is_one_failure(
     assert 0 < counts["failure"] <= counts["refused"], counts
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("model", MODELS)
+def test_nobody_waits_for_the_round_trip_of_another_over_a_far_network(
+    redis_server: RedisServer, proxy: Proxy, model: str
+) -> None:
+    proxy.delay(0.2)  # either way
+    counts = call(proxy.url, model, timeout=2)
+    assert counts["refused"] == counts["wrong"] == 0, counts
+    assert 0.4 <= counts["median"] < 0.55, counts
+
+
 def test_killed_callers_harm_nobody(redis_server: RedisServer) -> None:
     counts = call(redis_server.url, "gevent", kills=True, timeout=2)
     check(counts, redis_server)
@@ -327,3 +340,20 @@ def test_failover_in_the_middle(model: str) -> None:
         assert began.is_set()
         with redis.Redis(port=setup.primary().port) as primary:
             assert primary.role()[0] == b"master"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_on_a_cluster_whose_nodes_hang_up(cluster_setup: ClusterSetup, model: str) -> None:
+    nodes = [redis.Redis(port=node.port) for node in cluster_setup.servers]
+
+    def hang_up() -> None:
+        random.choice(nodes).execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    counts = call(cluster_setup.url, model, hang_up, timeout=1)
+    assert counts["wrong"] == 0, counts
+    assert counts["finished"] == counts["asked"], counts
+    assert counts["answered"] > 100, counts
+    assert counts["longest"] < 3, counts
+    with cluster_setup.client() as client:
+        arrived = {client.get(key) for key in client.scan_iter(match=f"{counts['tag']}:*")}
+    assert arrived == {"1"}, arrived
