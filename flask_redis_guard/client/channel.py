@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import select
 import ssl
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -119,7 +117,6 @@ class Channel:
         self._pool = pool
         #: Digests of the scripts that the server has been given.
         self.known: set[bytes] = set()
-        _CHANNELS.add(self)
 
     def forget(self) -> None:
         """Start, with its pool, and anew in a new process: nobody of the old one is waited for."""
@@ -445,14 +442,3 @@ def _new_lock() -> Any:
     lock = threading.Lock()
     lock.acquire()
     return lock
-
-
-_CHANNELS: weakref.WeakSet[Channel] = weakref.WeakSet()
-
-
-def _forget_all() -> None:
-    for channel in list(_CHANNELS):
-        channel.forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)
