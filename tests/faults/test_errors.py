@@ -14,7 +14,7 @@ from redis._parsers import _RESP2Parser
 
 from flask_redis_guard import RedisUnavailable
 from tests.support import MalformedServer, RedisServer, eventually
-from tests.support.guarded import Guarded
+from tests.support.guarded import NEVER_OPENS, Guarded
 
 
 def raw_connection(client: Any) -> Any:
@@ -243,4 +243,21 @@ def test_a_connection_whose_handshake_nobody_has_read_is_made_anew(
     assert next(iter(pool._available_connections)).is_greeting
     own_server.restart()
     assert guarded.client.get("k") is None
+    guarded.close()
+
+
+def test_once_a_login_was_refused_no_command_follows_it(own_server: RedisServer) -> None:
+    with own_server.client() as admin:
+        admin.acl_setuser("app", enabled=True, passwords=["+old"], keys=["*"], categories=["+@all"])
+        url = own_server.url.replace("://", "://app:old@")
+        guarded = Guarded(url, **NEVER_OPENS)
+        guarded.client.incr("n")
+        admin.acl_setuser("app", passwords=["-old", "+new"])
+        for _ in range(3):
+            guarded.client.connection_pool.disconnect()
+            with pytest.raises(RedisUnavailable) as refusal:
+                guarded.client.incr("n")
+            assert refusal.value.reason == "authentication"
+        # The default user may write there: what came with the first refused login was carried out.
+        assert int(admin.get("n") or 0) <= 2
     guarded.close()

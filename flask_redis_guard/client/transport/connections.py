@@ -358,11 +358,14 @@ class GuardedConnection:
                 raise
             except redis_errors.ResponseError as exc:
                 if not greetings[0].harmless:
+                    type(self).accepted = None  # from here on nothing follows before the reply
                     self.disconnect()
                     if judge(exc).reason is not None:
                         raise
                     raise redis_errors.ConnectionError("Handshake refused") from exc
             except redis_errors.ConnectionError as exc:
+                if judge(exc).reason == "authentication":
+                    type(self).accepted = None
                 self.disconnect()
                 refusal = self._refusal(exc)
                 if refusal is exc:
