@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,12 @@ def own_server() -> Iterator[RedisServer]:
     """A real server of the test's own, to kill, pause and restart."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def gevent_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Background checks start by themselves: no other test's import of gevent says to wait."""
+    monkeypatch.delitem(sys.modules, "gevent", raising=False)
 
 
 @pytest.fixture(scope="module")
