@@ -377,12 +377,15 @@ class ClusterMap:
         #: Whether it was wrong when it was last gone by, and could not be refreshed.
         self.stale = True
         self._asked_at = 0.0
+        self._is_asking = False
         self._count = 0
 
     def ensure(self, operation: Operation) -> None:
         """Refresh it where that is due before an operation."""
         doubtful = self._breaker.moved or self._breaker.lets_users_probe
         due = self.age > REFRESH_SECONDS if doubtful else self.stale and self.age > _AGAIN_SECONDS
+        if self.stale and self._is_asking:
+            due = True  # what another operation asks for just now is waited for
         if not self.known or (due and not self._breaker.refusing):
             self.refresh()
 
@@ -421,10 +424,17 @@ class ClusterMap:
         if operation.remaining() <= 0:
             raise redis_errors.TimeoutError("the operation's time is used up")
         self._asked_at = time.monotonic()
-        with operation.sharing(1):
-            if self.known:
-                operation.next_share()  # and the rest for what the operation is to do
-            pool, slots = Race(operation, self._pools()).run()
+        self._is_asking = True
+        try:
+            with operation.sharing(1):
+                if self.known:
+                    operation.next_share()  # and the rest for what the operation is to do
+                pool, slots = Race(operation, self._pools()).run()
+            self._take_over(pool, slots)
+        finally:
+            self._is_asking = False
+
+    def _take_over(self, pool: NodePool, slots: Any) -> None:
         node = ClusterNode(pool.host, pool.port, redis_connection=_Told(slots))
         self._nodes.startup_nodes = {node.name: node}
         self._initialize()
