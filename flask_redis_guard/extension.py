@@ -21,7 +21,7 @@ from flask_redis_guard.web.alerts import Alerts
 from flask_redis_guard.web.cli import redis_guard_group
 from flask_redis_guard.web.health.routes import Authorization, health_blueprint
 from flask_redis_guard.web.limits import ratelimit
-from flask_redis_guard.web.limits.commands import limit_commands
+from flask_redis_guard.web.limits.cli import limit_commands
 from flask_redis_guard.web.limits.declared import AppLimits, DeclaredLimits, LimitOptions, Rates
 from flask_redis_guard.web.limits.resolve import Routes, below_limits
 from flask_redis_guard.web.websockets import decorator as websockets

@@ -26,7 +26,7 @@ class Verdict(NamedTuple):
     reason: str | None
 
 
-class Row(NamedTuple):
+class Rule(NamedTuple):
     """One row of the table: an exception of this kind whose message starts so."""
 
     kind: type[BaseException]
@@ -55,51 +55,53 @@ _UNREACHABLE = "Redis Cluster cannot be connected"
 
 #: Where redis-py knows an error's code it cuts it off the message and picks a class; elsewhere the
 #: message still begins with the code. Versions differ in what they know, hence class and prefix.
-TABLE: tuple[Row, ...] = (
-    Row(errors.ConnectionError, "Batch lost", _LOST, "another caller of the batch counted it"),
-    Row(errors.ConnectionError, "No connection available", _SATURATED, "our own pool is used up"),
-    Row(errors.ConnectionError, "Too many connections", _SATURATED, "our own pool is used up"),
-    Row(errors.ConnectionError, "While others serve", _CROWDED, "other connections are served"),
-    Row(errors.RedisError, "max number of clients", _failure("max-clients"), "nobody gets in"),
-    Row(errors.AuthenticationError, "", _failure("authentication"), "nobody gets in"),
-    Row(errors.AuthorizationError, "", _failure("authentication"), "nobody gets in"),
-    Row(errors.RedisError, "NOAUTH", _failure("authentication"), "nobody gets in"),
-    Row(errors.RedisError, "WRONGPASS", _failure("authentication"), "nobody gets in"),
-    Row(errors.BusyLoadingError, "", _failure("loading"), "the data set is being read"),
-    Row(errors.ReadOnlyError, "", _failure("read-only"), "a replica was written to"),
-    Row(errors.RedisError, "READONLY", _failure("read-only"), "a replica was written to"),
-    Row(errors.RedisError, "UNBLOCKED", _failure("read-only"), "the primary became a replica"),
-    Row(errors.RedisError, "OOM", _failure("out-of-memory"), "maxmemory is reached"),
-    Row(
+TABLE: tuple[Rule, ...] = (
+    Rule(errors.ConnectionError, "Batch lost", _LOST, "another caller of the batch counted it"),
+    Rule(errors.ConnectionError, "No connection available", _SATURATED, "our own pool is used up"),
+    Rule(errors.ConnectionError, "Too many connections", _SATURATED, "our own pool is used up"),
+    Rule(errors.ConnectionError, "While others serve", _CROWDED, "other connections are served"),
+    Rule(errors.RedisError, "max number of clients", _failure("max-clients"), "nobody gets in"),
+    Rule(errors.AuthenticationError, "", _failure("authentication"), "nobody gets in"),
+    Rule(errors.AuthorizationError, "", _failure("authentication"), "nobody gets in"),
+    Rule(errors.RedisError, "NOAUTH", _failure("authentication"), "nobody gets in"),
+    Rule(errors.RedisError, "WRONGPASS", _failure("authentication"), "nobody gets in"),
+    Rule(errors.BusyLoadingError, "", _failure("loading"), "the data set is being read"),
+    Rule(errors.ReadOnlyError, "", _failure("read-only"), "a replica was written to"),
+    Rule(errors.RedisError, "READONLY", _failure("read-only"), "a replica was written to"),
+    Rule(errors.RedisError, "UNBLOCKED", _failure("read-only"), "the primary became a replica"),
+    Rule(errors.RedisError, "OOM", _failure("out-of-memory"), "maxmemory is reached"),
+    Rule(
         errors.RedisError, "command not allowed when used memory", _failure("out-of-memory"), "OOM"
     ),
-    Row(errors.RedisError, "MISCONF", _failure("misconf"), "a snapshot could not be saved"),
-    Row(errors.RedisError, "NOREPLICAS", _failure("no-replicas"), "too few replicas to write"),
-    Row(errors.RedisError, "BUSY ", _failure("busy"), "a script runs for too long"),
-    Row(errors.MasterDownError, "", _failure("primary-down"), "a replica lost its primary"),
-    Row(errors.RedisError, "MASTERDOWN", _failure("primary-down"), "a replica lost its primary"),
-    Row(errors.ConnectionError, "Handshake refused", _failure("handshake"), "SELECT, HELLO ..."),
-    Row(errors.ConnectionError, "No master found", _failure("no-primary"), "sentinels name nobody"),
-    Row(errors.ConnectionError, "Failover", _FAILOVER, "the sentinels replace the primary"),
-    Row(errors.ConnectionError, "Primary", _failure("unconfirmed"), "no sentinel vouches for it"),
-    Row(errors.ConnectionError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
-    Row(errors.ClusterDownError, "", _failure("cluster-down"), "slots are not served"),
-    Row(errors.RedisError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
-    Row(errors.ResponseError, "", _ANSWER, "WRONGTYPE, NOSCRIPT, NOPERM, MOVED, CROSSSLOT ..."),
-    Row(errors.WatchError, "", _ANSWER, "somebody else was first"),
-    Row(errors.LockError, "", _ANSWER, "somebody else holds the lock"),
-    Row(errors.TimeoutError, "Not sent", _NOT_SENT, "a new connection took too long to use"),
-    Row(errors.TimeoutError, "", _failure("timeout"), "the deadline passed"),
-    Row(errors.InvalidResponse, "", _failure("protocol"), "what speaks there is no Redis"),
-    Row(errors.ConnectionError, "", _failure("connection"), "refused, reset or closed"),
-    Row(errors.SlotNotCoveredError, "", _failure("cluster-down"), "slots are not served"),
-    Row(errors.RedisClusterException, _UNREACHABLE, _failure("cluster-down"), "no node answers"),
-    Row(errors.RedisClusterException, "All slots", _failure("cluster-down"), "slots are missing"),
-    Row(errors.RedisClusterException, "startup_nodes", _failure("cluster-down"), "nodes disagree"),
-    Row(errors.ClusterError, "", _failure("cluster-down"), "redirected for ever"),
-    Row(TimeoutError, "", _failure("timeout"), "a socket's own"),
-    Row(OSError, "", _failure("connection"), "a socket's own"),
-    Row(BaseException, "", _MISUSE, "bad arguments, a killed greenlet, an interrupt"),
+    Rule(errors.RedisError, "MISCONF", _failure("misconf"), "a snapshot could not be saved"),
+    Rule(errors.RedisError, "NOREPLICAS", _failure("no-replicas"), "too few replicas to write"),
+    Rule(errors.RedisError, "BUSY ", _failure("busy"), "a script runs for too long"),
+    Rule(errors.MasterDownError, "", _failure("primary-down"), "a replica lost its primary"),
+    Rule(errors.RedisError, "MASTERDOWN", _failure("primary-down"), "a replica lost its primary"),
+    Rule(errors.ConnectionError, "Handshake refused", _failure("handshake"), "SELECT, HELLO ..."),
+    Rule(
+        errors.ConnectionError, "No master found", _failure("no-primary"), "sentinels name nobody"
+    ),
+    Rule(errors.ConnectionError, "Failover", _FAILOVER, "the sentinels replace the primary"),
+    Rule(errors.ConnectionError, "Primary", _failure("unconfirmed"), "no sentinel vouches for it"),
+    Rule(errors.ConnectionError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
+    Rule(errors.ClusterDownError, "", _failure("cluster-down"), "slots are not served"),
+    Rule(errors.RedisError, "CLUSTERDOWN", _failure("cluster-down"), "slots are not served"),
+    Rule(errors.ResponseError, "", _ANSWER, "WRONGTYPE, NOSCRIPT, NOPERM, MOVED, CROSSSLOT ..."),
+    Rule(errors.WatchError, "", _ANSWER, "somebody else was first"),
+    Rule(errors.LockError, "", _ANSWER, "somebody else holds the lock"),
+    Rule(errors.TimeoutError, "Not sent", _NOT_SENT, "a new connection took too long to use"),
+    Rule(errors.TimeoutError, "", _failure("timeout"), "the deadline passed"),
+    Rule(errors.InvalidResponse, "", _failure("protocol"), "what speaks there is no Redis"),
+    Rule(errors.ConnectionError, "", _failure("connection"), "refused, reset or closed"),
+    Rule(errors.SlotNotCoveredError, "", _failure("cluster-down"), "slots are not served"),
+    Rule(errors.RedisClusterException, _UNREACHABLE, _failure("cluster-down"), "no node answers"),
+    Rule(errors.RedisClusterException, "All slots", _failure("cluster-down"), "slots are missing"),
+    Rule(errors.RedisClusterException, "startup_nodes", _failure("cluster-down"), "nodes disagree"),
+    Rule(errors.ClusterError, "", _failure("cluster-down"), "redirected for ever"),
+    Rule(TimeoutError, "", _failure("timeout"), "a socket's own"),
+    Rule(OSError, "", _failure("connection"), "a socket's own"),
+    Rule(BaseException, "", _MISUSE, "bad arguments, a killed greenlet, an interrupt"),
 )
 
 _PIPELINE = "of pipeline caused error: "

@@ -26,7 +26,7 @@ _SHORT: Final = 64
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
-class Limit(NamedTuple):
+class ScopedRate(NamedTuple):
     """A rate in a scope: all that is the same for every subject, made once.
 
     :param prefix: the first part of its keys.
@@ -99,8 +99,8 @@ class KeyMaker:
         special = b"\\*?[]^-"
         return b"".join(b"\\%c" % c if c in special else b"%c" % c for c in prefix) + b"{*}"
 
-    def _limits(self, rates: tuple[Rate, ...], scope: str) -> tuple[Limit, ...]:
-        return tuple(Limit(rate, self.limit(rate, scope), rate_head(rate)) for rate in rates)
+    def _limits(self, rates: tuple[Rate, ...], scope: str) -> tuple[ScopedRate, ...]:
+        return tuple(ScopedRate(rate, self.limit(rate, scope), rate_head(rate)) for rate in rates)
 
     def _limit(self, rate: Rate, scope: str, kind: bytes = b"") -> bytes:
         numbers = (rate.limit, rate.per_seconds, rate.capacity)

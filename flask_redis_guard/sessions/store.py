@@ -40,7 +40,7 @@ _REVOKE: Final = Script("SESSION REVOKE", read_lua(__package__, "users.lua", "re
 _SAVED: Final = {saved.value: saved for saved in Saved}
 
 
-class Found(NamedTuple):
+class StoredSession(NamedTuple):
     """A session as it was read."""
 
     id: str
@@ -134,7 +134,7 @@ class SessionStore:
 
     # What Flask's session needs beyond this.
 
-    def find(self, session_ids: Sequence[str], lifetime_ms: int | None) -> Found | None:
+    def find(self, session_ids: Sequence[str], lifetime_ms: int | None) -> StoredSession | None:
         """Return the first of some sessions that there is, in one round trip.
 
         On a cluster that is one for each session that is not there.
@@ -165,7 +165,7 @@ class SessionStore:
                 raise RedisUnavailable(_LOAD.operation, "rejected") from None
             try:
                 fields = unmarked(flat)
-                return Found(session_id, fields, decode(fields))
+                return StoredSession(session_id, fields, decode(fields))
             except UnreadableError as error:
                 self._report(error)
                 return None

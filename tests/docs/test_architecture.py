@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -49,3 +51,13 @@ def test_files_to_change_exist() -> None:
     assert len(named) >= 12
     missing = {name for name in named if not (PACKAGE / name).exists()}
     assert missing == set()
+
+
+def test_no_two_classes_of_the_package_have_one_name() -> None:
+    names = [
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(name for name, count in Counter(names).items() if count > 1) == []

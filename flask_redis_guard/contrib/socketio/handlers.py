@@ -18,7 +18,7 @@ from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RateLimitExceeded, RedisUnavailable
 from flask_redis_guard.limiting.slots import Place, Refusal
 from flask_redis_guard.runtime import Runtime, current, of
-from flask_redis_guard.web.limits.commands import Entry, surveyors
+from flask_redis_guard.web.limits.cli import Entry, surveyors
 from flask_redis_guard.web.limits.enforce import enforce
 from flask_redis_guard.web.limits.resolve import Countable, Scopes
 from flask_redis_guard.web.websockets.policy import (

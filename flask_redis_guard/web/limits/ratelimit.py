@@ -21,7 +21,7 @@ from flask_redis_guard.errors import ConfigurationError, RateLimitExceeded, Redi
 from flask_redis_guard.limiting.compiled import Terms
 from flask_redis_guard.limiting.plan import Charge
 from flask_redis_guard.runtime import Runtime
-from flask_redis_guard.web.limits.commands import STANDS_ABOVE, report_weak_limits
+from flask_redis_guard.web.limits.cli import STANDS_ABOVE, report_weak_limits
 from flask_redis_guard.web.limits.declared import (
     Algorithm,
     AppLimits,
