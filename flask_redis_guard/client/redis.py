@@ -132,7 +132,11 @@ class GuardedRedis(redis.Redis):
     def _renew(self) -> None:
         """Have the one connection be one to where this operation is served."""
         operation, held = current(self.gate), self.connection
-        if operation is not None and operation.in_memory is isinstance(held, GuardedConnection):
+        if (
+            operation is not None
+            and self.gate.memory is not None
+            and operation.in_memory is isinstance(held, GuardedConnection)
+        ):
             self.connection = self.connection_pool.get_connection("_")
             self.connection_pool.release(held)
         if isinstance(self.connection, GuardedConnection):

@@ -96,7 +96,6 @@ class GuardedConnection:
     accepted: ClassVar[tuple[Any, ...] | None] = None
     _sock: Any
     _parser: Any
-    can_read: Callable[..., bool]
     _owed = 0
     _packed = 0
     _blocking = 0.0
@@ -455,6 +454,15 @@ class GuardedConnection:
         if self._sock is None or self._greetings:
             return False
         return not (self._unread() or self._poll(0))
+
+    def can_read(self, timeout: float = 0) -> bool:
+        """Wait for a message; the handshake's replies are none."""
+        ends, sock = monotonic() + timeout, self._sock
+        if self._greetings and sock is not None:
+            if not is_ready(sock, select.POLLIN, timeout):
+                return False
+            self._settle_greetings()
+        return bool(super().can_read(max(0.0, ends - monotonic())))  # type: ignore[misc]
 
     def renew(self) -> None:
         """Connect anew if the server hung up meanwhile, as the pool does at checkout."""

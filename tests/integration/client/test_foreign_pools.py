@@ -111,3 +111,17 @@ def test_a_client_with_one_connection_follows_to_the_in_memory_store_and_back(
     assert client.get("k") is None
     assert client.set("k", "real again") is True
     assert own_server.client().get("k") == "real again"
+
+
+def test_a_connection_put_into_a_client_with_one_of_its_own_serves_it(
+    redis_server: RedisServer,
+) -> None:
+    # As redis-py's tests do with a mock.
+    guarded = Guarded(redis_server.url)
+    client = guarded.client.client()
+    theirs: Any = redis.Connection(port=redis_server.port, client_name="theirs")
+    client.connection = theirs
+    assert client.client_getname() in ("theirs", b"theirs")
+    assert client.connection is theirs
+    assert guarded.finished[-1] == ("CLIENT GETNAME", "success", None)
+    theirs.disconnect()
