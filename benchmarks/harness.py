@@ -71,7 +71,7 @@ class Table:
 
 
 #: Names the file that :func:`publish` leaves its tables in, for ``python -m benchmarks``.
-RESULTS = "REDIS_GUARD_BENCH_RESULTS"
+RESULTS = "BENCH_RESULTS"
 
 
 def publish(tables: list[Table]) -> None:

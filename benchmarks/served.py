@@ -96,7 +96,8 @@ def compare(title: str, plan: list[tuple[str, list[Quota]]], worker: str, client
         apps: dict[str, GunicornApp] = {}
         for database, (name, quotas) in enumerate(plan):
             url = running.url.rpartition("/")[0] + f"/{database}"
-            label = f"{name}, {len(quotas)} limit{'s' if len(quotas) > 1 else ''}"
+            count = f", {len(quotas)} limit{'s' if len(quotas) > 1 else ''}" if quotas else ""
+            label = name + count
             apps[label] = stack.enter_context(serve(name, url, quotas, worker))
         base, dice = next(iter(apps)), random.Random(2)
         speed: dict[str, list[float]] = {label: [] for label in apps}
