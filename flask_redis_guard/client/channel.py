@@ -55,6 +55,8 @@ LOOK_AROUND: Final = 32
 #: Commands in a batch: they keep a server busy for less than a millisecond.
 BATCH: Final = 128
 
+_TIMEOUTS: Final = (redis_errors.TimeoutError, TimeoutError)
+
 _NOT_READY: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -149,10 +151,12 @@ class Channel:
                         self._pause()
                     self._alone += 1
                 if not self._waiting:
-                    return self._pool.exchange(operation, packed)
+                    reply = self._pool.exchange(operation, packed)
+                    # Only what was answered tells how far the server is.
+                    self._lanes = self._far if operation.waited > SLOW else self._usual
+                    return reply
             finally:
                 in_flight.pop(operation, None)
-                self._lanes = self._far if operation.waited > SLOW else self._usual
                 if self._waiting:
                     self._wake_next()
         return self._share(Call(operation, packed, self._new_wake()))
@@ -183,13 +187,15 @@ class Channel:
 
     def _is_due(self, call: Call, seconds: float) -> bool:
         """Wait for a hint, and tell whether there is something to do for a call's caller."""
-        if not self._has_turn(call) and seconds:
-            call.wake.acquire(timeout=seconds)
+        if not self._has_turn(call) and seconds and not call.wake.acquire(timeout=seconds):
+            self._sweep()  # what an exception left behind holds up nobody for longer than this
         return self._has_turn(call)
 
     def _has_turn(self, call: Call) -> bool:
+        if call.done:
+            return True
         if call.batch is not None:
-            return call.done or bool(call.batch.turn)
+            return bool(call.batch.turn)
         return not call.taken and len(self._in_flight) < self._lanes
 
     def _go_on(self, call: Call) -> None:
@@ -202,10 +208,9 @@ class Channel:
             call.batch = Batch(self._pool, call)
             self._in_flight[call.batch] = None
         if call.batch.is_over and not call.done:  # an exception of a signal handler tore it out
-            raise redis_errors.ConnectionError("The batch was lost")
+            raise redis_errors.ConnectionError("Batch lost: it ended before its time")
         try:
-            call.batch.fill(self._waiting)
-            call.batch.drive(call)
+            call.batch.drive(call, self._waiting)
         finally:
             self._after(call.batch)
 
@@ -215,7 +220,8 @@ class Channel:
             batch.hand_on()
         if batch.is_over:
             self._in_flight.pop(batch, None)
-            self._lanes = self._far if batch.took > SLOW else self._usual
+            if batch.is_answered:
+                self._lanes = self._far if batch.took > SLOW else self._usual
             if len(batch.members) > 1:
                 self._alone = 0
             if self._waiting:
@@ -289,8 +295,36 @@ class Batch:
         self.took = 0.0
         self._at = (0, 0)  # replies that were handed out, and the bytes of them
 
-    def fill(self, waiting: deque[Call]) -> None:
-        """Take along who waits, unless it is sent already; each is moved by one step."""
+    @property
+    def is_answered(self) -> bool:
+        """Whether a reply has come: how long that took tells how far the server is."""
+        return self._at[0] > 0
+
+    def drive(self, call: Call, waiting: deque[Call]) -> None:
+        """Write and read for all, until they are served or the caller has to leave.
+
+        :param call: whose caller drives.
+        :param waiting: who is taken along, unless all is sent already.
+        :raises redis.RedisError: if its time is used up; others go on.
+        """
+        mine: list[None] = []
+        try:
+            with contextlib.suppress(IndexError):  # somebody else was faster
+                mine.extend(map(self.turn.pop, (0,)))
+            if mine and not self.is_over and not call.done:
+                self._fill(waiting)
+                self._drive(call)
+        except BaseException:
+            call.left = True  # before the next driver sends what is left to send
+            raise
+        finally:
+            self.turn.extend(mine)
+
+    def _fill(self, waiting: deque[Call]) -> None:
+        """Take along who waits, unless it is sent already; each is moved by one step.
+
+        Only who drives does so: who joined while another one sends would be forgotten.
+        """
         if self._outgoing is not None:
             return
         number = min(len(waiting), BATCH - len(self.members))
@@ -298,21 +332,6 @@ class Batch:
             self.members.extend(map(deque.popleft, repeat(waiting, number)))
         for call in self.members:
             call.batch = self
-
-    def drive(self, call: Call) -> None:
-        """Write and read for all, until they are served or the caller has to leave.
-
-        :param call: whose caller drives.
-        :raises redis.TimeoutError: if its time is used up; others go on.
-        """
-        mine: list[None] = []
-        try:
-            with contextlib.suppress(IndexError):  # somebody else was faster
-                mine.extend(map(self.turn.pop, (0,)))
-            if mine and not self.is_over:
-                self._drive(call)
-        finally:
-            self.turn.extend(mine)
 
     def hand_on(self) -> None:
         """Let another member drive; if nobody is left, end it."""
@@ -356,14 +375,19 @@ class Batch:
                         return  # who waits for the others' replies goes on
                     self._read(operation, plain)
                     self._hand_out()
-        except (redis_errors.TimeoutError, TimeoutError) as exc:
-            if operation.remaining() <= 0:
-                raise redis_errors.TimeoutError(str(exc)) from exc
-            self._fail(call, exc)
-        except Exception as exc:  # noqa: BLE001 - told to each member
+        except Exception as exc:
+            if self._is_of_one(operation, exc):
+                if isinstance(exc, TimeoutError):
+                    raise redis_errors.TimeoutError(str(exc)) from exc
+                raise
             self._fail(call, exc)
         else:
             self._close()
+
+    def _is_of_one(self, operation: Operation, exc: Exception) -> bool:
+        """Whether only the driver's time is used up, so that the next member goes on."""
+        late, timeout = operation.remaining() <= 0, isinstance(exc, _TIMEOUTS)
+        return (timeout and late) or (self._outgoing is None and (timeout or late))
 
     def _write(self, operation: Operation, sock: Any) -> None:
         if self._outgoing is None:

@@ -1,0 +1,147 @@
+"""Whose time and whose errors count in a shared round trip, whichever line a thread stops at."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from flask_redis_guard import RedisUnavailable
+from flask_redis_guard.client.channel import Batch, Call, Channel
+from flask_redis_guard.client.script import Script
+from tests.support import RedisServer
+from tests.support.guarded import NEVER_OPENS, Guarded
+
+
+class Gathering(deque[Call]):
+    """Callers who wait; a thread that wants to know how many stops before it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stops: threading.Thread | None = None
+        self.has_stopped, self.may_go_on = threading.Event(), threading.Event()
+
+    def __len__(self) -> int:
+        if threading.current_thread() is self.stops:
+            self.has_stopped.set()
+            assert self.may_go_on.wait(10)
+        return super().__len__()
+
+
+@pytest.fixture
+def guarded(redis_server: RedisServer) -> Iterator[Guarded]:
+    made = Guarded(redis_server.url, REDIS_GUARD_TIMEOUT=2, **NEVER_OPENS)
+    yield made
+    made.close()
+
+
+def _call(guarded: Guarded, word: bytes, timeout: float = 5.0) -> Call:
+    wake: Any = threading.Lock()
+    wake.acquire()
+    operation = guarded.gate.begin("ECHO")
+    operation.allowance, operation.part = timeout, timeout / 8
+    return Call(operation, b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(word), word), wake)
+
+
+def _together(guarded: Guarded, *calls: Call) -> Batch:
+    batch = Batch(guarded.client.connection_pool, calls[0])
+    batch.members[:] = calls
+    for call in calls:
+        call.batch = batch
+    return batch
+
+
+def _finish(channel: Channel, *calls: Call) -> None:
+    for call in calls:
+        while not call.done:
+            channel._go_on(call)
+
+
+def test_who_joins_late_is_served(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    channel._waiting = waiting = Gathering()
+    first, stopped, late = (_call(guarded, word) for word in (b"first", b"stopped", b"late"))
+    batch = _together(guarded, first, stopped)
+    channel._in_flight[batch] = None
+    waiting.stops = threading.Thread(target=channel._go_on, args=(stopped,))
+    waiting.stops.start()
+    assert waiting.has_stopped.wait(10)
+    channel._go_on(first)  # while the other is about to take along who waits
+    waiting.append(late)
+    waiting.may_go_on.set()
+    waiting.stops.join()
+    _finish(channel, first, stopped, late)
+    assert [call.result() for call in (first, stopped, late)] == [b"first", b"stopped", b"late"]
+
+
+def test_who_has_no_time_left_to_connect_leaves_it_to_the_next(
+    redis_server: RedisServer,
+) -> None:
+    guarded = Guarded(redis_server.url, REDIS_GUARD_MAX_CONNECTIONS=1, **NEVER_OPENS)
+    channel, pool = guarded.client.channel, guarded.client.connection_pool
+    taken = pool.take(guarded.gate.begin("HOLD"))
+    hasty, patient = _call(guarded, b"hasty", 0.1), _call(guarded, b"patient")
+    batch = _together(guarded, hasty, patient)
+    with pytest.raises(redis.ConnectionError, match="No connection available"):
+        channel._go_on(hasty)
+    assert not patient.done
+    pool.give_back(taken)
+    _finish(channel, patient)
+    assert patient.result() == b"patient"
+    assert hasty not in batch._sent_to
+    guarded.close()
+
+
+def test_who_is_told_that_no_time_is_left_for_the_reply_leaves_it_to_the_next(
+    guarded: Guarded,
+) -> None:
+    channel, pool = guarded.client.channel, guarded.client.connection_pool
+    connection = pool.take(guarded.gate.begin("CONNECT"))
+    connection._distance = 1.0  # as if connecting had taken so long
+    pool.give_back(connection)
+    hasty, patient = _call(guarded, b"hasty", 0.5), _call(guarded, b"patient")
+    batch = _together(guarded, hasty, patient)
+    with pytest.raises(redis.TimeoutError, match="Not sent"):
+        channel._go_on(hasty)
+    _finish(channel, patient)
+    assert patient.result() == b"patient"
+    assert hasty not in batch._sent_to
+
+
+def test_a_reply_that_came_while_its_caller_slept_is_returned(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    call = _call(guarded, b"slept", 0.1)
+    channel._in_flight.update({_call(guarded, b"other").operation: None for _ in range(99)})
+    call.done, call.reply = True, b"slept"  # though it was not told in which batch it is
+    assert channel._wait(call)
+
+
+def test_one_that_never_was_answered_tells_nothing_of_the_network() -> None:
+    guarded = Guarded("redis://127.0.0.1:1", REDIS_GUARD_TIMEOUT=1, **NEVER_OPENS)
+    channel = guarded.client.channel
+    far = channel._lanes
+    with pytest.raises(RedisUnavailable):
+        Script("echo", "return ARGV[1]").run(guarded.client, (), (b"x",))
+    assert channel._lanes == far > channel._usual
+    lost = _call(guarded, b"lost")
+    _together(guarded, lost)
+    channel._go_on(lost)
+    assert isinstance(lost.error, Exception)
+    assert channel._lanes == far
+
+
+def test_what_an_exception_left_behind_costs_nobody_a_request(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    channel._lanes = channel._far = channel._usual
+    over, settled = _together(guarded, _call(guarded, b"over")), _call(guarded, b"x").operation
+    over.is_over = settled.settled = True
+    more = [_together(guarded, _call(guarded, b"%d" % n)) for n in range(channel._usual - 2)]
+    for batch in more:
+        batch.members[0].left = True
+    channel._in_flight.update(dict.fromkeys((over, settled, *more)))
+    assert Script("echo", "return ARGV[1]").run(guarded.client, (), (b"x",)) == b"x"
+    assert not channel._in_flight
