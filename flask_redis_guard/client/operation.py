@@ -198,6 +198,13 @@ class Operation:
             self.allowance = self.waited + left / min(self._candidates + 1, 3)
             self._candidates = max(1, self._candidates - 1)
 
+    def began_late(self, began: float) -> bool:
+        """Whether what it began had less than half of its time: that it is late says nothing.
+
+        :param began: when, on the monotonic clock. While sharing, each has what it is given.
+        """
+        return not self._candidates and monotonic() - began < self.allowance / 2
+
     @property
     def active(self) -> bool:
         """Whether it is under way: a copied context may outlive it."""

@@ -139,3 +139,86 @@ def test_sentinels_and_clusters_are_served_from(topology: str, worker: str) -> N
     first, rest = json.loads(run_apart(code))
     assert rest == {"200": 500}, first
     assert first.count(503) <= 3
+
+
+PROTECTED = """
+    import contextlib, json, threading
+    from collections import Counter
+    from tests.support import GunicornApp, RedisServer
+    from tests.support.distance import FAR, Distance
+
+    APP = '''
+    from flask import Flask
+    from flask_redis_guard import GuardedSessionInterface, RedisGuard, rate_limited, session
+    from flask_redis_guard import request_refused
+    app = Flask(__name__)
+    app.config["SECRET_KEY"] = "x" * 32
+    guard = RedisGuard(app)
+    @request_refused.connect_via(app)
+    def tell(_, error, **more):
+        app.logger.error("%s, since %r", error, error.__cause__)
+    app.session_interface = GuardedSessionInterface(guard)
+    @app.get("/")
+    def index():
+        return "up"
+    @app.get("/count")
+    @rate_limited("100000/minute; 1000000/hour", key=lambda: "all")
+    def count():
+        session["n"] = session.get("n", 0) + 1
+        return str(guard.client.incr("n"))
+    '''
+    EVERYWHERE = {{"bind": "0.0.0.0", "protected-mode": "no"}}
+    first, rest = [], []
+
+    def ask(app, told, times):
+        cookie = ""
+        for _ in range(times):
+            reply = app.get("/count", headers={{"Cookie": cookie}})
+            told.append(reply.status_code)
+            for name, value in reply.cookies.items():
+                cookie = f"{{name}}={{value}}"
+
+    def together(app, told, times):
+        callers = [threading.Thread(target=ask, args=(app, told, times)) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+
+    def measure(url):
+        env = {{"REDIS_URL": url, "ENVIRONMENT": "production"}}
+        with GunicornApp(APP, worker_class="{worker}", threads={threads}, env=env) as app:
+            together(app, first, 3)
+            together(app, rest, 20)
+            print(json.dumps([Counter(first), Counter(rest), app.log()]))
+
+    Distance({seconds})
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(RedisServer(options=EVERYWHERE))
+        if {sentinel}:
+            lines = [f"monitor m {{FAR}} {{server.port}} 1", "down-after-milliseconds m 5000"]
+            options = {{**EVERYWHERE, "sentinel": lines}}
+            sentinels = [
+                stack.enter_context(RedisServer(sentinel=True, options=options)) for _ in range(3)
+            ]
+            hosts = ",".join(f"{{FAR}}:{{each.port}}" for each in sentinels)
+            measure(f"redis+sentinel://{{hosts}}/m")
+        else:
+            measure(server.url.replace("127.0.0.1", FAR))
+"""
+
+
+@pytest.mark.parametrize("worker", ["gevent", "gthread"])
+@pytest.mark.parametrize("sentinel", [False, True])
+@pytest.mark.parametrize("seconds", [0.13, 0.2])
+def test_limits_and_sessions_are_served_from(seconds: float, sentinel: bool, worker: str) -> None:
+    code = textwrap.dedent(PROTECTED).format(
+        seconds=seconds,
+        sentinel=sentinel,
+        worker=worker,
+        threads=8 if worker == "gthread" else None,
+    )
+    first, rest, log = json.loads(run_apart(code))
+    assert rest == {"200": 160}, (first, rest, log)
+    # One request of each caller at most, though with sentinels there is nobody to ask at first.
+    assert first["200"] >= 16, (first, log)

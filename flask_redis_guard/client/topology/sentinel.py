@@ -431,6 +431,8 @@ class Sentinels:
         """
         sentinel = self._all[number]
         try:
+            if sentinel.answer is UNASKED:  # whom the first operations wait for
+                self._in_background(lambda: self._ask(sentinel))
             self._in_background(sentinel.subscribe)
             began = [event for event in sentinel.heard() if event.startswith(_BEGINS)]
             if began:

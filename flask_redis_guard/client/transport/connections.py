@@ -206,6 +206,8 @@ class GuardedConnection:
         try:
             sock = self._dial(operation)
         except TimeoutError as exc:
+            if operation.began_late(self._begun):
+                raise redis_errors.TimeoutError("Not sent: too late to connect") from exc
             raise redis_errors.TimeoutError("Timeout connecting to server") from exc
         except OSError as exc:
             self.disconnect()
