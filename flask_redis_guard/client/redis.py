@@ -17,12 +17,17 @@ from flask_redis_guard.client.transport.commands import PLAIN, is_plain
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.client.transport.foreign import adopt
 from flask_redis_guard.client.transport.pool import GuardedPool
-from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 
 
 def operation_name(args: tuple[Any, ...]) -> str:
     """Return what an operation is called: the command's name, never its arguments."""
     return str(args[0]).upper() if args else "COMMAND"
+
+
+def no_retries(retry: Any) -> ConfigurationError:
+    """Return the error of who would have a client try again."""
+    return ConfigurationError("retry", type(retry).__name__, "nothing: one operation is one try")
 
 
 def _is_observed() -> bool:
@@ -141,6 +146,13 @@ class GuardedRedis(redis.Redis):
             self.connection_pool.release(held)
         if isinstance(self.connection, GuardedConnection):
             self.connection.renew()
+
+    def set_retry(self, retry: Any) -> None:
+        """Refuse: one operation is one try, and nothing is sent a second time.
+
+        :raises ConfigurationError: always.
+        """
+        raise no_retries(retry)
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""

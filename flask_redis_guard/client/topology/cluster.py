@@ -37,6 +37,7 @@ from flask_redis_guard.client.redis import (
     GuardedMonitor,
     GuardedPubSub,
     GuardedScript,
+    no_retries,
     operation_name,
 )
 from flask_redis_guard.client.topology.shards import ClusterBreaker, Passage
@@ -581,6 +582,13 @@ class GuardedCluster(redis.RedisCluster):
     def get_encoder(self) -> Encoder:
         """Return the encoder, without asking the cluster."""
         return self.encoder
+
+    def set_retry(self, retry: Any) -> None:
+        """Refuse: one operation is one try.
+
+        :raises ConfigurationError: always.
+        """
+        raise no_retries(retry)
 
     def register_script(self, script: Any) -> GuardedScript:
         """Return a callable for a Lua script."""

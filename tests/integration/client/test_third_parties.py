@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 from flask import Flask, session
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from flask_redis_guard import RedisGuard
+from flask_redis_guard import ConfigurationError, RedisGuard
 from tests.support import RedisServer
+from tests.support.guarded import Guarded
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")
 
@@ -89,3 +92,10 @@ def test_rq(app: Flask, own_server: RedisServer) -> None:
     assert browser.post("/").status_code == 503
     own_server.start()
     assert browser.post("/").text == "1"
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1"])
+def test_no_client_is_made_to_try_again(url: str) -> None:
+    client = Guarded(url).client
+    with pytest.raises(ConfigurationError, match="one operation is one try"):
+        client.set_retry(Retry(NoBackoff(), 3))
