@@ -30,9 +30,12 @@ def own_server() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def gevent_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Background checks start by themselves: no other test's import of gevent says to wait."""
+    """Background checks start by themselves, whatever has imported gevent into this process.
+
+    Flask-SocketIO does; a guard that finds gevent loaded and not patched waits for a request.
+    """
     monkeypatch.delitem(sys.modules, "gevent", raising=False)
 
 

@@ -196,7 +196,6 @@ def test_right_to_write_that_is_granted_later_is_used(caplog: pytest.LogCaptureF
             assert helper.exists("guard:probe")
 
 
-@pytest.mark.usefixtures("gevent_not_loaded")
 @pytest.mark.parametrize("interval", [0.05, 0])
 def test_apps_that_are_gone_leave_neither_threads_nor_connections(
     own_server: RedisServer, interval: float

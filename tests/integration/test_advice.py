@@ -11,7 +11,6 @@ from tests.support import RedisServer, eventually, run_python
 from tests.support.guarded import Guarded
 
 
-@pytest.mark.usefixtures("gevent_not_loaded")
 def test_an_eviction_policy_is_warned_about_once(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from flask import Flask
 
 from flask_redis_guard import RedisGuard, downtime_extended, redis_recovered
@@ -53,7 +52,6 @@ def test_after_one_request_it_tells_of_a_long_outage_and_recovers(own_server: Re
         assert "Circuit breaker closing after successful operations" in log
 
 
-@pytest.mark.usefixtures("gevent_not_loaded")
 def test_after_start_it_tells_without_any_request(own_server: RedisServer) -> None:
     app = Flask("started")
     app.config.update(

@@ -18,9 +18,6 @@ from tests.support.guarded import Guarded
 PACKAGE = "flask_redis_guard."
 
 
-pytestmark = pytest.mark.usefixtures("gevent_not_loaded")
-
-
 def profiled(call: Callable[[], object]) -> tuple[int, list[str]]:
     """Count the function calls of one call, and tell the package's modules in their order."""
     calls = 0
