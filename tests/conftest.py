@@ -36,7 +36,9 @@ def gevent_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Flask-SocketIO does; a guard that finds gevent loaded and not patched waits for a request.
     """
-    monkeypatch.delitem(sys.modules, "gevent", raising=False)
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        monkeypatch.delitem(sys.modules, "gevent", raising=False)
 
 
 @pytest.fixture(scope="module")

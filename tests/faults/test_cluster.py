@@ -18,6 +18,9 @@ from flask_redis_guard.limiting.slots import ConcurrencyLimiter
 from tests.support import ClusterSetup, RedisServer, eventually
 from tests.support.guarded import NEVER_OPENS, Guarded
 
+# Elections have to end in a bounded time, which they do not on a machine that is busy.
+pytestmark = pytest.mark.alone
+
 RATES = parse_rates("10/minute; 20/hour")
 
 
