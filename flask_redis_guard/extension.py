@@ -94,7 +94,7 @@ class RedisGuard:
         guarded = runtime.current() if app is None else runtime.of(app)
         if gevent_is_to_patch():
             logger.warning(
-                "guard.start() was called where gevent is loaded and has not patched the standard "
+                "guard.start() was called before the server lets gevent patch the standard "
                 "library: the background check begins with the first request instead. With "
                 "gunicorn call it in post_worker_init, not in post_fork."
             )

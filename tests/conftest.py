@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -28,17 +27,6 @@ def own_server() -> Iterator[RedisServer]:
     """A real server of the test's own, to kill, pause and restart."""
     with RedisServer() as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def gevent_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Background checks start by themselves, whatever has imported gevent into this process.
-
-    Flask-SocketIO does; a guard that finds gevent loaded and not patched waits for a request.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None or not monkey.is_module_patched("threading"):
-        monkeypatch.delitem(sys.modules, "gevent", raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -63,13 +63,21 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def gevent_is_to_patch() -> bool:
-    """Tell whether gevent is loaded and threads are not greenlets (yet).
+#: Servers that load gevent long before they patch the standard library: gunicorn's gevent workers
+#: do so after the hook ``post_fork``, uWSGI after it has loaded the app.
+_PATCHING_SERVERS = ("gunicorn.workers.ggevent", "uwsgi")
 
-    A thread that is started now would run beside a hub that comes later.
+
+def gevent_is_to_patch() -> bool:
+    """Tell whether this process is a server's in which threads become greenlets, but not yet.
+
+    A thread that is started now would run beside a hub that comes later. That gevent is loaded
+    says nothing by itself: Flask-SocketIO, for one, imports it in every process.
     """
+    if "gevent" not in sys.modules or not any(each in sys.modules for each in _PATCHING_SERVERS):
+        return False
     monkey = sys.modules.get("gevent.monkey")
-    return "gevent" in sys.modules and not (monkey and monkey.is_module_patched("threading"))
+    return not (monkey and monkey.is_module_patched("threading"))
 
 
 #: Does what is due, and returns the seconds until it wants to be called again; ``None``: for now
