@@ -10,13 +10,14 @@ CODE := $(wildcard flask_redis_guard tests example_app benchmarks docs/conf.py .
 TYPED := $(wildcard flask_redis_guard tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-browser test-promtool lint format types contracts docs bench dist dist-check clean
+.PHONY: help demo test test-browser test-promtool mutants lint format types contracts docs bench dist dist-check clean
 
 help:
 	@echo "make demo          serve the example application on 127.0.0.1, PORT=$(PORT)"
 	@echo "make test          all tests but those below; PYTEST_ARGS=..."
 	@echo "make test-browser  the tests in chromium"
 	@echo "make test-promtool metrics and alert rules before Prometheus's own tool"
+	@echo "make mutants       break the product on purpose, and show which test notices"
 	@echo "make lint types contracts docs bench dist dist-check format clean"
 
 $(VENV)/bin/python:
@@ -60,6 +61,9 @@ test-browser: $(VENV)/.installed
 
 test-promtool: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/promtool $(PYTEST_ARGS)
+
+mutants: $(VENV)/.installed
+	$(BIN)/python -m tests.mutate
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check $(CODE)

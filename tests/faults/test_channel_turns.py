@@ -13,7 +13,7 @@ import redis
 from flask_redis_guard import RedisUnavailable
 from flask_redis_guard.client.channel import Batch, Call, Channel
 from flask_redis_guard.client.script import Script
-from tests.support import RedisServer
+from tests.support import Proxy, RedisServer
 from tests.support.guarded import NEVER_OPENS, Guarded
 
 
@@ -110,6 +110,42 @@ def test_who_is_told_that_no_time_is_left_for_the_reply_leaves_it_to_the_next(
     _finish(channel, patient)
     assert patient.result() == b"patient"
     assert hasty not in batch._sent_to
+
+
+def test_a_batch_that_everybody_left_leaves_no_reply(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        guarded = Guarded(proxy.url, REDIS_GUARD_TIMEOUT=5, **NEVER_OPENS)
+        guarded.client.ping()
+        channel = guarded.client.channel
+        proxy.delay(0.1)  # the replies come when the next caller has sent
+        calls = [_call(guarded, word, 0.05) for word in (b"first", b"second")]
+        batch = _together(guarded, *calls)
+        for call in calls:
+            with pytest.raises(redis.TimeoutError):
+                channel._go_on(call)
+        assert batch.is_over
+        assert guarded.client.echo("own") == b"own"
+        guarded.close()
+
+
+def test_a_connection_that_breaks_under_a_batch_is_one_failure(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        guarded = Guarded(proxy.url, REDIS_GUARD_TIMEOUT=5, **NEVER_OPENS)
+        guarded.client.ping()
+        guarded.finished.clear()
+        proxy.cut_after(1)
+        calls = [_call(guarded, word) for word in (b"first", b"second", b"third")]
+        _together(guarded, *calls)
+        guarded.client.channel._go_on(calls[0])
+        for call in calls:
+            assert call.error is not None
+            assert isinstance(guarded.gate.fail(call.operation, call.error), RedisUnavailable)
+        guarded.close()
+    assert guarded.finished == [
+        ("ECHO", "failure", "connection"),
+        ("ECHO", "neutral", "connection"),
+        ("ECHO", "neutral", "connection"),
+    ]
 
 
 def test_a_reply_that_came_while_its_caller_slept_is_returned(guarded: Guarded) -> None:

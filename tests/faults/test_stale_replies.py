@@ -61,3 +61,16 @@ def test_no_thread_gets_the_reply_of_another(redis_server: RedisServer) -> None:
             guarded.close()
     assert wrong == []
     assert counts["answered"] > 200, counts
+
+
+def test_a_reply_that_nobody_waited_for_meets_nobody(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        guarded = Guarded(proxy.url, REDIS_GUARD_TIMEOUT=5, **NEVER_OPENS)
+        guarded.client.ping()
+        proxy.delay(0.1)  # it comes when the next caller has sent
+        pool = guarded.client.connection_pool
+        connection = pool.get_connection("ECHO")
+        connection.send_command("ECHO", "of somebody else")
+        pool.release(connection)
+        assert guarded.client.echo("own") == b"own"
+        guarded.close()

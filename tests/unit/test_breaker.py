@@ -187,6 +187,17 @@ def test_result_of_an_earlier_generation_changes_nothing() -> None:
     assert bench.breaker.failure_count == 3
 
 
+def test_failures_of_an_earlier_closed_time_do_not_open_the_next() -> None:
+    bench = Bench()
+    early = bench.permit()
+    bench.trip()
+    bench.breaker.reset()
+    for _ in range(3):
+        bench.breaker.settle(early, Outcome.FAILURE)
+    assert bench.breaker.state is CLOSED
+    assert bench.breaker.failure_count == 0
+
+
 # -- half-open -----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,44 @@
+"""What the gate makes of an operation that ended in a special way."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import pytest
+from redis import exceptions as redis_errors
+
+from flask_redis_guard import RedisTimeout, RedisUnavailable
+from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.operation import Trust
+from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
+
+
+def make() -> Gate:
+    return Gate(CircuitBreaker(failure_threshold=1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason", "state"),
+    [(0.5, "timeout", CircuitState.OPEN), (5.0, "worker-busy", CircuitState.CLOSED)],
+)
+def test_a_timeout_counts_if_this_process_was_there_to_be_answered(
+    seconds: float, reason: str, state: CircuitState
+) -> None:
+    gate = make()
+    operation = gate.begin("GET")
+    operation.count(monotonic() - seconds, operation.allowance)
+    error = gate.fail(operation, redis_errors.TimeoutError("Timeout reading from socket"))
+    assert isinstance(error, RedisTimeout)
+    assert (error.reason, gate.breaker.state) == (reason, state)
+
+
+def test_what_a_replaced_primary_answered_is_refused() -> None:
+    gate = make()
+    operation = gate.begin("SET")
+    operation.trust = Trust()
+    operation.trust.revoked = True
+    with pytest.raises(RedisUnavailable) as caught:
+        gate.succeed(operation, True)
+    assert caught.value.reason == "failover"
+    assert gate.breaker.state is CircuitState.CLOSED
+    assert operation.settled
