@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-from tests.docs.test_code_blocks import ROOT, RUNNER, python_blocks
-from tests.support import RedisServer, run_python
+from tests.docs.blocks import ROOT
+from tests.docs.test_code_blocks import python_blocks, run_blocks
+from tests.support import RedisServer
 
 CHECKS = """
 app, client = namespace["app"], namespace["app"].test_client()
@@ -26,10 +25,6 @@ assert codes("/password", 9) == [200] * 9
 
 def test_plans_costs_exemptions_and_refunds(redis_server: RedisServer) -> None:
     page = ROOT / "docs" / "rate-limiting.md"
-    sources = []
-    for block in python_blocks(page.read_text()):
-        sources.append((block.line, block.source))
-        if "/export" in block.source:
-            break
-    environ = {"BLOCKS": json.dumps(sources), "PAGE": page.name, "REDIS_URL": redis_server.url}
-    run_python(RUNNER + CHECKS, timeout=60, env=environ)
+    found = python_blocks(page.read_text())
+    export = next(n for n, block in enumerate(found) if "/export" in block.source)
+    run_blocks(found[: export + 1], page, redis_server, CHECKS)
