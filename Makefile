@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PORT ?= 5000
 PYTEST_ARGS ?=
+# The tag of a release, such as v0.1.0: `make dist-check RELEASE=v0.1.0`.
+RELEASE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,8 @@ CODE := $(wildcard flask_redis_guard tests example_app benchmarks docs/conf.py .
 TYPED := $(wildcard flask_redis_guard tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-browser test-promtool mutants lint format types contracts docs bench dist dist-check clean
+.PHONY: help demo test test-browser test-promtool matrix mutants coverage lint spelling format types contracts docs bench \
+  dist dist-check clean
 
 help:
 	@echo "make demo          serve the example application on 127.0.0.1, PORT=$(PORT)"
@@ -18,6 +21,8 @@ help:
 	@echo "make test-browser  the tests in chromium"
 	@echo "make test-promtool metrics and alert rules before Prometheus's own tool"
 	@echo "make mutants       break the product on purpose, and show which test notices"
+	@echo "make matrix        the suite by tox; TOX_ENV=lowest or one of tox.ini"
+	@echo "make coverage      the suite, with the branches that it takes; fails below $(COVERAGE_FLOOR) %"
 	@echo "make lint types contracts docs bench dist dist-check format clean"
 
 $(VENV)/bin/python:
@@ -30,7 +35,8 @@ $(VENV)/bin/python:
 	  echo "'$(PYTHON) -m venv' does not work. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(PIP) -e '.[dev,websocket,prometheus,test,lint,docs,dist]'
+	$(PIP) -e '.[all,test,lint,docs,dist]'
+	@$(PIP) -e '.[recipes]' || echo "Not all of the extra 'recipes' installs here: their blocks of the docs are skipped."
 	@touch $@
 
 # Without the tools of the suite, and content without the embedded server.
@@ -65,9 +71,29 @@ test-promtool: $(VENV)/.installed
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutate
 
-lint: $(VENV)/.installed
+# Processes that tests start are measured too. Those that are killed cannot tell.
+COVERAGE_FLOOR := 90
+
+coverage: $(VENV)/.installed
+	@$(PIP) -e '.[coverage]'
+	$(BIN)/python -m coverage erase
+	failed=0; \
+	$(BIN)/python -m coverage run -m pytest $(SUITE) -m "not alone" -n 3 --dist loadfile $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python -m coverage run -m pytest $(SUITE) -m alone $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python -m coverage combine --quiet; \
+	$(BIN)/python -m coverage report --fail-under $(COVERAGE_FLOOR) && exit $$failed
+
+TOX_ENV ?= ALL
+
+matrix: $(VENV)/.installed
+	$(BIN)/python -m tox -e $(TOX_ENV)
+
+lint: spelling $(VENV)/.installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+
+spelling: $(VENV)/.installed
+	$(BIN)/codespell
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix $(CODE)
@@ -97,7 +123,7 @@ dist: $(VENV)/.installed
 
 dist-check: $(VENV)/.installed
 	rm -rf dist
-	$(BIN)/python .ci/check_dist.py
+	$(BIN)/python .ci/check_dist.py $(RELEASE)
 
 clean:
 	rm -rf $(VENV) .venv-bench .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \

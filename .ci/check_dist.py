@@ -1,12 +1,14 @@
 """Build, and check that what was built holds every file of the package and works on its own.
 
-The build must not print a warning. The wheel is installed into an empty virtual environment and
-imported outside the checkout.
+The build must not print a warning, and the index must be able to show the description. The wheel
+is installed into an empty virtual environment, imported outside the checkout, and a user's program
+is type-checked against it. With the tag of a release as an argument it must fit the version.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,6 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "flask_redis_guard"
 SUFFIXES = {".py", ".lua", ".html", ".css", ".js", ".svg", ".typed"}
+#: What a user's type checker sees of the installed package. Its unused ignores are errors.
+PROGRAM = ROOT / "tests" / "typing" / "public_api.py"
+#: What the archive of the sources needs beside the package, to build the docs and run the tests.
+SOURCES = {
+    "docs/index.md",
+    "docs/conf.py",
+    "tests/conftest.py",
+    "Makefile",
+    "tox.ini",
+    "SECURITY.md",
+}
 
 
 def source_files() -> set[str]:
@@ -32,11 +45,35 @@ def only(pattern: str) -> Path:
     return path
 
 
-def require(where: str, found: set[str]) -> None:
+def require(where: str, found: set[str], *, more: frozenset[str] = frozenset()) -> None:
     """Exit with the names of the files that ``found`` lacks."""
-    if missing := source_files() - found:
+    if missing := (source_files() | more) - found:
         sys.exit(f"{where} lacks {', '.join(sorted(missing))}")
-    print(f"{where}: all {len(source_files())} files of the package")
+    print(f"{where}: all {len(source_files() | more)} files")
+
+
+def docs_files() -> set[str]:
+    """Every file of the documentation, which must be in the archive of the sources."""
+    files = (path for path in (ROOT / "docs").rglob("*") if path.is_file())
+    names = {path.relative_to(ROOT).as_posix() for path in files}
+    return {name for name in names if not name.startswith("docs/_build/") and ".pyc" not in name}
+
+
+def require_nothing_else(wheel: str, found: set[str]) -> None:
+    """Exit with the names of the files that the wheel has and should not."""
+    metadata = re.compile(r"^flask_redis_guard-[^/]+\.dist-info/")
+    if strange := {name for name in found - source_files() if not metadata.match(name)}:
+        sys.exit(f"{wheel} has {', '.join(sorted(strange))}")
+
+
+def require_release(tag: str) -> None:
+    """Exit unless the tag, the version and the changes fit one another."""
+    (version,) = re.findall(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    if tag != f"v{version}":
+        sys.exit(f"the tag is {tag}, the version {version}")
+    heading = rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$"
+    if not re.search(heading, (ROOT / "CHANGES.md").read_text(), re.MULTILINE):
+        sys.exit(f"CHANGES.md has no '## {version} (YYYY-MM-DD)'")
 
 
 def build() -> None:
@@ -56,8 +93,8 @@ def build() -> None:
     print("built without a warning")
 
 
-def install_and_import(wheel: Path) -> None:
-    """Install the wheel alone and import it from another directory."""
+def install_and_use(wheel: Path) -> None:
+    """Install the wheel alone, import it from another directory, and check a program's types."""
     with tempfile.TemporaryDirectory() as directory:
         venv.create(directory, with_pip=True)
         python = str(Path(directory, "bin", "python"))
@@ -70,16 +107,27 @@ def install_and_import(wheel: Path) -> None:
         assert Path(directory).resolve() in installed.resolve().parents, installed
         files = (path for path in installed.rglob("*") if path.is_file())
         require("installed", {path.relative_to(installed.parent).as_posix() for path in files})
+        program = Path(directory, "program.py")
+        program.write_text(PROGRAM.read_text())
+        mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python]
+        subprocess.run([*mypy, str(program)], check=True, cwd=directory)
 
 
 def main() -> None:
     """Build, and check wheel, sdist and installation."""
+    for tag in sys.argv[1:]:
+        require_release(tag)
     build()
-    wheel = only("*.whl")
-    require(wheel.name, set(zipfile.ZipFile(wheel).namelist()))
-    with tarfile.open(only("*.tar.gz")) as sdist:
-        require("sdist", {name.partition("/")[2] for name in sdist.getnames()})
-    install_and_import(wheel)
+    wheel, archive = only("*.whl"), only("*.tar.gz")
+    twine = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(archive)]
+    subprocess.run(twine, check=True)
+    contents = set(zipfile.ZipFile(wheel).namelist())
+    require(wheel.name, contents)
+    require_nothing_else(wheel.name, contents)
+    with tarfile.open(archive) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+        require("sdist", names, more=frozenset(SOURCES | docs_files()))
+    install_and_use(wheel)
 
 
 if __name__ == "__main__":
