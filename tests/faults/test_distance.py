@@ -47,7 +47,7 @@ MANY = """
         with GunicornApp(APP, worker_class="{worker}", threads={threads}, env=env) as app:
             if {first}:
                 app.get("/count")
-            callers = [threading.Thread(target=ask, args=(app, 137)) for _ in range(5)]
+            callers = [threading.Thread(target=ask, args=(app, 15)) for _ in range(8)]
             for caller in callers:
                 caller.start()
             for caller in callers:
@@ -68,20 +68,19 @@ def _served(seconds: float, worker: str, password: str | None = None, first: boo
 
 
 @pytest.mark.parametrize("worker", ["gevent", "gthread"])
-@pytest.mark.parametrize("seconds", [0.13, 0.2])
-def test_every_request_is_served(seconds: float, worker: str) -> None:
-    assert _served(seconds, worker) == {"200": 685}
+def test_every_request_is_served(worker: str) -> None:
+    assert _served(0.2, worker) == {"200": 120}
 
 
 def test_a_login_costs_no_request_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     # A login that the server has accepted once is sent together with the command after it.
-    assert _served(0.2, "gevent", password="secret", first=True) == {"200": 685}
+    assert _served(0.2, "gevent", password="secret", first=True) == {"200": 120}
 
 
-TOPOLOGIES = """
+CLUSTER = """
     import json, sys, threading
     from collections import Counter
-    from tests.support import ClusterSetup, GunicornApp, RedisServer
+    from tests.support import ClusterSetup, GunicornApp
     from tests.support.distance import FAR, Distance
 
     APP = '''
@@ -96,11 +95,10 @@ TOPOLOGIES = """
     def count(name):
         return str(guard.client.incr(name))
     '''
-    EVERYWHERE = {{"bind": "0.0.0.0", "protected-mode": "no"}}
     statuses = []
 
     def ask(app, number):
-        for turn in range(100):
+        for turn in range(25):
             statuses.append(app.get(f"/{{number}}-{{turn % 20}}").status_code)
 
     def measure(url):
@@ -115,29 +113,19 @@ TOPOLOGIES = """
             print(json.dumps([first, Counter(statuses)]))
 
     Distance({seconds})
-    if "{topology}" == "cluster":
-        options = {{**EVERYWHERE, "cluster-announce-ip": FAR}}
-        with ClusterSetup(options=options, node_timeout_ms=5000) as setup:
-            measure(setup.url.replace("127.0.0.1", FAR))
-    else:
-        with RedisServer(options=EVERYWHERE) as server:
-            lines = [f"monitor m {{FAR}} {{server.port}} 1", "down-after-milliseconds m 5000"]
-            options = {{**EVERYWHERE, "sentinel": lines}}
-            sentinels = [RedisServer(sentinel=True, options=options).start() for _ in range(3)]
-            measure("redis+sentinel://" + ",".join(f"{{FAR}}:{{s.port}}" for s in sentinels) + "/m")
-            for sentinel in sentinels:
-                sentinel.close()
+    options = {{"bind": "0.0.0.0", "protected-mode": "no", "cluster-announce-ip": FAR}}
+    with ClusterSetup(options=options, node_timeout_ms=5000) as setup:
+        measure(setup.url.replace("127.0.0.1", FAR))
 """
 
 
 @pytest.mark.parametrize("worker", ["gevent", "gthread"])
-@pytest.mark.parametrize("topology", ["sentinel", "cluster"])
-def test_sentinels_and_clusters_are_served_from(topology: str, worker: str) -> None:
-    code = textwrap.dedent(TOPOLOGIES).format(
-        seconds=0.13, topology=topology, worker=worker, threads=8 if worker == "gthread" else None
+def test_a_cluster_is_served_from(worker: str) -> None:
+    code = textwrap.dedent(CLUSTER).format(
+        seconds=0.13, worker=worker, threads=8 if worker == "gthread" else None
     )
     first, rest = json.loads(run_apart(code))
-    assert rest == {"200": 500}, first
+    assert rest == {"200": 125}, first
     assert first.count(503) <= 3
 
 
@@ -189,7 +177,7 @@ PROTECTED = """
         env = {{"REDIS_URL": url, "ENVIRONMENT": "production"}}
         with GunicornApp(APP, worker_class="{worker}", threads={threads}, env=env) as app:
             together(app, first, 3)
-            together(app, rest, 20)
+            together(app, rest, 5)
             print(json.dumps([Counter(first), Counter(rest), app.log()]))
 
     Distance({seconds})
@@ -208,17 +196,15 @@ PROTECTED = """
 """
 
 
-@pytest.mark.parametrize("worker", ["gevent", "gthread"])
-@pytest.mark.parametrize("sentinel", [False, True])
-@pytest.mark.parametrize("seconds", [0.13, 0.2])
-def test_limits_and_sessions_are_served_from(seconds: float, sentinel: bool, worker: str) -> None:
+@pytest.mark.parametrize(("sentinel", "worker"), [(False, "gevent"), (True, "gthread")])
+def test_limits_and_sessions_are_served_from(sentinel: bool, worker: str) -> None:
     code = textwrap.dedent(PROTECTED).format(
-        seconds=seconds,
+        seconds=0.2,
         sentinel=sentinel,
         worker=worker,
         threads=8 if worker == "gthread" else None,
     )
     first, rest, log = json.loads(run_apart(code))
-    assert rest == {"200": 160}, (first, rest, log)
+    assert rest == {"200": 40}, (first, rest, log)
     # One request of each caller at most, though with sentinels there is nobody to ask at first.
     assert first["200"] >= 16, (first, log)
