@@ -1,12 +1,14 @@
-"""What only a demo has: buttons that take Redis away, and the alerts to watch."""
+"""What only the laboratory has: buttons that take Redis away, and the timeline to watch."""
 
 from __future__ import annotations
+
+import os
 
 from flask import Blueprint, Response, abort, jsonify, request
 from flask.typing import ResponseReturnValue
 
-from example_app.alerts import AlertLog
-from example_app.embedded import EmbeddedServer
+from example_app.laboratory import DEEDS, IN_MEMORY, Laboratory
+from flask_redis_guard import RedisGuard
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
@@ -20,11 +22,11 @@ def from_this_machine() -> bool:
     return request.host in LOCAL or request.host.rpartition(":")[0] in LOCAL
 
 
-def controls(server: EmbeddedServer | None, alerts: AlertLog) -> Blueprint:
+def controls(lab: Laboratory, guard: RedisGuard) -> Blueprint:
     """Return the blueprint of the page's buttons.
 
-    :param server: what they act on; without one there is nothing to take away.
-    :param alerts: what has happened.
+    :param lab: whose server they act on; without one there is nothing to take away.
+    :param guard: what is watched.
     """
     blueprint = Blueprint("demo", __name__, url_prefix="/demo")
 
@@ -37,14 +39,22 @@ def controls(server: EmbeddedServer | None, alerts: AlertLog) -> Blueprint:
 
     @blueprint.get("/state")
     def state() -> Response:
-        redis = "in memory" if server is None else server.state
-        return jsonify(redis=redis, alerts=alerts.latest())
+        entries, position = lab.told(request.args.get("after", 0, int))
+        return jsonify(
+            redis=lab.ask("state")["state"],
+            process=os.getpid(),
+            health=guard.health(),
+            timeline=entries,
+            position=position,
+        )
 
-    @blueprint.post("/redis/<any(kill,hang,start):deed>")
+    @blueprint.post(f"/redis/<any({','.join(DEEDS)}):deed>")
     def act(deed: str) -> ResponseReturnValue:
-        if server is None:
-            abort(409, "The demo runs on the in-memory store: there is no server to take away.")
-        getattr(server, deed)()
-        return jsonify(redis=server.state)
+        told = lab.ask(deed)
+        if told["state"] == IN_MEMORY:
+            abort(409, "The laboratory runs on the in-memory store: there is no server.")
+        if "error" in told:
+            abort(409, told["error"])
+        return jsonify(redis=told["state"])
 
     return blueprint

@@ -74,6 +74,10 @@ $("talk").addEventListener("submit", (event) => {
   if (send(typed)) unheard.push(typed);
   else keep(typed, "Not sent: there is no connection.");
 });
+fetch("/me", { cache: "no-store" }).then(async (response) => {
+  const nobody = response.ok ? "somebody" : "somebody (nobody can tell who: 503)";
+  $("who").textContent = response.ok ? (await response.json()).user || nobody : nobody;
+});
 $("connect").addEventListener("click", connect);
 $("burst").addEventListener("click", () => { for (let i = 1; i <= 70; i += 1) send(`message ${i}`); });
 $("large").addEventListener("click", () => send("x".repeat(11 * 1024)));

@@ -22,7 +22,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.serving import make_server
 
 from example_app.app import create_app
-from example_app.chat import listeners
+from example_app.chat import Room
+from example_app.laboratory import Laboratory
 from flask_redis_guard import (
     ConfigurationError,
     GuardError,
@@ -818,10 +819,13 @@ def test_limits_of_socketio_are_listed_and_misplaced_ones_warned_of(
     assert "socketio:/chat" in told[0]
 
 
-def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -> None:
-    app = create_app(None)
+def test_chat_of_the_example_reaches_everybody_within_its_limits(
+    serve: Serve, tmp_path: Path
+) -> None:
+    room = Room()
+    app = create_app(Laboratory(tmp_path), room)
     url = serve(app)
-    assert b"A chat with limits" in app.test_client().get("/").data
+    assert b"Take Redis away" in app.test_client().get("/").data
     assert app.test_client().get("/chat/").status_code == 200
     with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
         websocket.create_connection(
@@ -830,7 +834,7 @@ def test_chat_of_the_example_reaches_everybody_within_its_limits(serve: Serve) -
     clients = [SockClient(url, "chat/socket", "") for _ in range(5)]
     with pytest.raises(Refused, match="concurrency"):
         SockClient(url, "chat/socket", "")
-    eventually(lambda: len(listeners) == 5, 5, "all of them listen")
+    eventually(lambda: len(room) == 5, 5, "all of them listen")
     clients[0].send("hello")
     assert [client.receive() for client in clients] == ["somebody: hello"] * 5
     for number in range(60):
