@@ -48,15 +48,16 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.demo
 	@PORT=$(PORT) exec $(BIN)/python -m example_app
 
-# Most tests wait more than they compute. Those that measure waits follow alone. Both halves run
-# whatever becomes of the first. Selecting nothing (pytest's 5) in one of them is no failure.
+# Most tests wait more than they compute. Those that measure waits follow, two at a time. Both
+# halves run whatever becomes of the first. Selecting nothing (pytest's 5) in one of them is no failure.
 SUITE := tests --ignore tests/browser --ignore tests/promtool
+XDIST := --dist loadfile --max-worker-restart 0
 
 test: $(VENV)/.installed
 	@failed=0; none=0; \
-	for half in "not alone" "alone"; do \
-	  test "$$half" = alone && how= || how="-n 3 --dist loadfile --max-worker-restart 0"; \
-	  $(BIN)/python -m pytest $(SUITE) -m "$$half" $$how $(PYTEST_ARGS); \
+	for half in "not timing" "timing"; do \
+	  test "$$half" = timing && workers=2 || workers=4; \
+	  $(BIN)/python -m pytest $(SUITE) -m "$$half" -n $$workers $(XDIST) $(PYTEST_ARGS); \
 	  case $$? in 0) ;; 5) none=$$((none + 1)) ;; *) failed=1 ;; esac; \
 	done; \
 	test $$none -lt 2 || { echo "No test was selected." >&2; failed=1; }; \
@@ -78,8 +79,8 @@ coverage: $(VENV)/.installed
 	@$(PIP) -e '.[coverage]'
 	$(BIN)/python -m coverage erase
 	failed=0; \
-	$(BIN)/python -m coverage run -m pytest $(SUITE) -m "not alone" -n 3 --dist loadfile $(PYTEST_ARGS) || failed=1; \
-	$(BIN)/python -m coverage run -m pytest $(SUITE) -m alone $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python -m coverage run -m pytest $(SUITE) -m "not timing" -n 4 $(XDIST) $(PYTEST_ARGS) || failed=1; \
+	$(BIN)/python -m coverage run -m pytest $(SUITE) -m timing -n 2 $(XDIST) $(PYTEST_ARGS) || failed=1; \
 	$(BIN)/python -m coverage combine --quiet; \
 	$(BIN)/python -m coverage report --fail-under $(COVERAGE_FLOOR) && exit $$failed
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import GunicornApp, Proxy, RedisServer
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 APP = """
     import os, time

@@ -233,7 +233,7 @@ def test_one_lost_connection_is_one_failure(
     assert 0 < counts["failure"] <= counts["refused"], counts
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 @pytest.mark.parametrize("model", MODELS)
 def test_nobody_waits_for_the_round_trip_of_another_over_a_far_network(
     redis_server: RedisServer, proxy: Proxy, model: str

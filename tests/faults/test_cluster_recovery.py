@@ -17,7 +17,7 @@ from tests.support import ClusterSetup, RedisServer, eventually
 from tests.support.guarded import Guarded
 from tests.support.writers import Writers
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 #: Seconds after the cluster's state is ok within which everything is served.
 PROMISED = 1.5
@@ -69,7 +69,7 @@ class Measured:
 
         :returns: seconds from the one to the last refusal.
         """
-        eventually(self.cluster.serves, 30, "the cluster is well", interval=0.01)
+        eventually(self.cluster.serves, 60, "the cluster is well", interval=0.01)
         well = time.monotonic()
         eventually(lambda: self.writers.all_written_since(well), 40, "served again")
         time.sleep(2)

@@ -23,7 +23,7 @@ from tests.support import (
 )
 from tests.support.guarded import NEVER_OPENS, Guarded
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 TIMEOUT = 0.5
 SLACK = 0.4  # for a busy machine

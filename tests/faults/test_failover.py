@@ -10,7 +10,7 @@ from flask import Flask
 from flask_redis_guard import RedisGuard, rate_limited
 from tests.support import ClusterSetup, SentinelSetup, eventually
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 KEYS = [f"key:{number}" for number in range(30)]
 

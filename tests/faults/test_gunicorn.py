@@ -18,7 +18,7 @@ import pytest
 from tests.support import GunicornApp, RedisServer, eventually
 from tests.support.apps import ROOT
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 APP = """
     import os

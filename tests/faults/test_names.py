@@ -14,7 +14,7 @@ import pytest
 from tests.support.distance import can_be_apart
 
 pytestmark = [
-    pytest.mark.alone,
+    pytest.mark.timing,
     pytest.mark.skipif(not can_be_apart(), reason="needs a network namespace"),
 ]
 

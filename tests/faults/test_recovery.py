@@ -65,7 +65,7 @@ def told_within(seconds: float) -> Iterator[None]:
     assert time.monotonic() - begun < seconds
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 @pytest.mark.parametrize("interval", [0, 5])
 def test_restarted_server_is_found_without_a_user(own_server: RedisServer, interval: int) -> None:
     story = Story(own_server.url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=interval)
@@ -82,7 +82,7 @@ def test_restarted_server_is_found_without_a_user(own_server: RedisServer, inter
     assert all(failure.error.operation == "PROBE" for failure in story.failures[5:])
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_hung_server_is_found_when_it_goes_on(own_server: RedisServer) -> None:
     story = Story(own_server.url, REDIS_GUARD_TIMEOUT=0.2)
     assert story.served()
@@ -93,7 +93,7 @@ def test_hung_server_is_found_when_it_goes_on(own_server: RedisServer) -> None:
         eventually(story.served, 10)
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_dead_server_sees_about_one_connection_attempt_a_second(own_server: RedisServer) -> None:
     story = Story(own_server.url, REDIS_GUARD_OPEN_SECONDS=2)
     own_server.kill()
@@ -111,7 +111,7 @@ def test_dead_server_sees_about_one_connection_attempt_a_second(own_server: Redi
     assert {f.error.operation for f in story.failures[5:]} == {"PROBE"}
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_without_recovery_checks_users_find_out_after_the_open_time(
     own_server: RedisServer,
 ) -> None:
@@ -126,7 +126,7 @@ def test_without_recovery_checks_users_find_out_after_the_open_time(
     assert not story.runtime.monitor.running
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 def test_server_that_fails_users_after_each_recovery_is_given_longer_pauses(
     own_server: RedisServer,
 ) -> None:
@@ -302,7 +302,7 @@ GUNICORN_APP = """
 """
 
 
-@pytest.mark.alone
+@pytest.mark.timing
 @pytest.mark.parametrize("worker", ["sync", "gthread", "gevent"])
 def test_each_worker_of_each_kind_serves_soon(own_server: RedisServer, worker: str) -> None:
     threads = 4 if worker == "gthread" else None

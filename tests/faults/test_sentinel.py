@@ -16,7 +16,7 @@ from tests.support import RedisServer, SentinelSetup, eventually
 from tests.support.guarded import NEVER_OPENS, Guarded
 from tests.support.writers import Writers
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 PASSWORD = "data"
 LISTENING = {"REDIS_GUARD_HEALTH_CHECK_INTERVAL": 0.5}

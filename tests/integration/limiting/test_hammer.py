@@ -18,7 +18,7 @@ import pytest
 from tests.support import RedisServer, eventually
 from tests.support.binary import server_binary
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.timing
 
 SECONDS = 12
 RATES = {"10/second": (10, 1), "60/2 seconds": (60, 2)}  # an exact log, and counters
