@@ -49,9 +49,11 @@ class CertifiedConnection(SSLConnection, _Unconnected):
                 sock.close()
                 raise
             return secured
-        return (yield from encrypt(sock, self._context(), self.host))
+        return (yield from encrypt(sock, self.context, self.host))
 
-    def _context(self) -> ssl.SSLContext:
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The certificates, read again if a file of theirs has changed."""
         files, certified = self._files(), type(self)._certified
         if certified is None or certified[0] != files:
             # redis-py makes it in the middle of connecting: a socket that leads nowhere will do.
