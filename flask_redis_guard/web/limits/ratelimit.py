@@ -237,7 +237,10 @@ class _Guard:
         return self._wsgi_app(environ, start)
 
     def _fields(self, state: RequestLimits) -> list[Header]:
-        if state.ahead is not None and state.listed is None:
+        if state.ahead is None:
+            if not state.listed:
+                return []
+        elif state.listed is None:
             prepared = state.ahead[0].fields(state.ahead[1])
             if prepared is not None:
                 return prepared
