@@ -24,3 +24,5 @@ autodoc_preserve_defaults = True
 
 html_theme = "furo"
 html_title = f"flask-redis-guard {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]

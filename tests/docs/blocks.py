@@ -4,8 +4,8 @@
     The block is compiled and not run.
 ``<!-- needs: module -->``
     The block runs where the module can be imported.
-``<!-- file: NAME -->``, ``<!-- append: NAME -->``, ``<!-- serve -->``, ``<!-- redis: stop -->``
-    Read by the test of the tutorial only.
+``<!-- file: NAME -->``, ``append``, ``below``, ``replace``, ``serve``, ``redis``
+    Read by the test of the tutorial only, which says what they mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Every page that a reader may open: those at the top, and those of the site.
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *ROOT.glob("docs/[!_]*.md")])
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|:{3,})(?P<info>.*)$")
-MARK = re.compile(r"<!--\s*(?P<name>skip|needs|file|append|serve|redis)(:\s*(?P<text>.*?))?\s*-->")
+#: Marks of blocks that are parts of files.
+FILES = {"file", "append", "below", "replace"}
+NAMES = "|".join(["skip", "needs", "serve", "redis", *sorted(FILES)])
+MARK = re.compile(rf"<!--\s*(?P<name>{NAMES})(: ?(?P<text>.*?))?\s*-->")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.blocks import PAGES, ROOT, Block, blocks, name_of
+from tests.docs.blocks import FILES, PAGES, ROOT, Block, blocks, name_of
 from tests.support import RedisServer, run_python
 
 RUNNER = """
@@ -32,10 +32,19 @@ def python_blocks(text: str) -> list[Block]:
 def missing(block: Block) -> str:
     """The module that the block needs and that is not here."""
     needed = block.marks.get("needs", "")
-    return "" if not needed or importlib.util.find_spec(needed) else needed
+    try:
+        return "" if not needed or importlib.util.find_spec(needed) else needed
+    except ModuleNotFoundError:  # not even the package that it is in
+        return needed
 
 
-def run_blocks(wanted: list[Block], page: Path, server: RedisServer, checks: str = "") -> None:
+def run_blocks(
+    wanted: list[Block],
+    page: Path,
+    server: RedisServer,
+    checks: str = "",
+    environ: dict[str, str] | None = None,
+) -> None:
     """Run blocks in an interpreter of their own, and then what else the test wants to see."""
     run_python(
         RUNNER + checks,
@@ -44,6 +53,7 @@ def run_blocks(wanted: list[Block], page: Path, server: RedisServer, checks: str
             "BLOCKS": json.dumps([(block.line, block.source) for block in wanted]),
             "PAGE": str(page),
             "REDIS_URL": server.url,
+            **(environ or {}),
         },
     )
 
@@ -51,10 +61,10 @@ def run_blocks(wanted: list[Block], page: Path, server: RedisServer, checks: str
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_of_page_run(page: Path, redis_server: RedisServer) -> None:
     found = python_blocks(page.read_text())
+    found = [block for block in found if not FILES & block.marks.keys()]
     for block in found:
         compile(block.source, f"{name_of(page)}:{block.line}", "exec")
-    files = {"file", "append"}
-    wanted = [b for b in found if not (b.skipped or missing(b) or files & b.marks.keys())]
+    wanted = [block for block in found if not block.skipped and not missing(block)]
     if wanted:
         run_blocks(wanted, page, redis_server)
     if absent := {missing(block) for block in found} - {""}:

@@ -21,7 +21,7 @@ def digest(code: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-#: With simple-websocket 1.0 and 1.1, and with python-engineio 4.8 to 4.15. Where one is missing:
+#: With simple-websocket 1.0 and 1.1, and with python-engineio 4.8.1 to 4.15. Where one is missing:
 #: read what has changed beside ``web/websockets`` and ``contrib/socketio``, run their tests, and
 #: only then add it here, and lift the bound in ``setup.cfg``.
 KNOWN: list[tuple[Any, set[str]]] = [

@@ -177,7 +177,8 @@ class GuardedPool(ConnectionPool):
         redis-py's cluster client gives some connections back twice.
         """
         if not isinstance(connection, GuardedConnection):
-            self.gate.memory.release(connection)
+            if self.gate.memory is not None:  # else a user put it into a client, as in any pool
+                self.gate.memory.release(connection)
             return
         holder = connection.holder
         foreign = holder is not None and not holder.settled and holder is not current(self.gate)

@@ -124,4 +124,5 @@ def test_a_connection_put_into_a_client_with_one_of_its_own_serves_it(
     assert client.client_getname() in ("theirs", b"theirs")
     assert client.connection is theirs
     assert guarded.finished[-1] == ("CLIENT GETNAME", "success", None)
+    client.close()  # it is not the pool's, which leaves it alone
     theirs.disconnect()
