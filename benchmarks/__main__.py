@@ -28,6 +28,7 @@ PARTS: list[tuple[str, list[str], dict[str, str]]] = [
     ("Many at once, threads", ["greenlets", "threads"], {}),
     ("A served app, gevent", ["served", "gevent"], {"Admitted requests": "ratio"}),
     ("A served app, gthread", ["served", "gthread"], {}),
+    ("An outage", ["outage_picture"], {}),
     ("How cost grows", ["growth"], {"A decision by its number of rates": "ratio to one INCR"}),
     ("Fleets", ["fleet"], {"One server under": "p99 ms"}),
 ]

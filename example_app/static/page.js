@@ -57,8 +57,8 @@ function verdict(lane) {
   const has = (...outcomes) => recent.some((one) => outcomes.includes(one.outcome));
   const oldest = waiting.length ? Date.now() / 1000 - Math.min(...waiting.map((one) => one.sent)) : 0;
   if (oldest > 1.2) return ["bad", `Hanging: ${waiting.length} requests wait, for up to ${Math.round(oldest)} s`];
-  if (has("beyond") && has("s500")) return ["bad", "Every guess is let in, baskets are lost"];
-  if (has("beyond")) return ["bad", "Every guess is let in"];
+  if (has("beyond") && has("s500")) return ["bad", "Every guess let in, baskets lost"];
+  if (has("beyond")) return ["bad", "Every guess let in"];
   if (has("s500", "none")) return ["bad", "Answers 500"];
   if (has("s503")) {
     const left = Math.max(0, Math.ceil(lane.retryAt - Date.now() / 1000));
@@ -90,7 +90,8 @@ function show(name, lane) {
 
 function backAfter(lane) {
   if (!restarted) return ["–", ""];
-  const next = turns.find((turn) => turn.at > restarted && turn.state !== "running"), until = next ? next.at : Infinity;
+  // What was sent just before the next fault may have met it.
+  const next = turns.find((turn) => turn.at > restarted && turn.state !== "running"), until = next ? next.at - 1 : Infinity;
   const last = lane.bad.filter((at) => at > restarted && at < until).at(-1) || restarted;
   if (!next && Date.now() / 1000 - last < 1.5) return ["…", ""];
   const took = last - restarted;
@@ -117,7 +118,7 @@ const alike = (one, other) => one.kind === other.kind && one.text.replace(/[\d.]
 function fold(entries) {
   for (const entry of entries) {
     if (entry.kind === "redis") {
-      turns.push(entry);
+      turns.push(turns.length ? entry : { ...entry, deed: null }); // the first one is no recovery
       if (entry.deed === "start" && turns.length > 1) restarted = entry.at;
     }
     if (entry.kind === "worker") workers.set(String(entry.process), { state: "closed", answered: 0 });
