@@ -71,9 +71,9 @@ def require_release(tag: str) -> None:
     (version,) = re.findall(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
     if tag != f"v{version}":
         sys.exit(f"the tag is {tag}, the version {version}")
-    heading = rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$"
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
     if not re.search(heading, (ROOT / "CHANGES.md").read_text(), re.MULTILINE):
-        sys.exit(f"CHANGES.md has no '## {version} (YYYY-MM-DD)'")
+        sys.exit(f"CHANGES.md has no '## [{version}] - YYYY-MM-DD'")
 
 
 def build() -> None:

@@ -22,6 +22,11 @@ autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
+# What the pages say of ours must be there. Types of annotations are internal or other projects',
+# whose inventories are not asked: the site builds without a network.
+nitpicky = True
+nitpick_ignore_regex = [("py:class", ".*")]
+
 html_theme = "furo"
 html_title = f"flask-redis-guard {release}"
 html_static_path = ["static"]

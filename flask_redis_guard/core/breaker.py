@@ -119,7 +119,7 @@ class CircuitBreaker:
     :param clock: monotonic time in seconds.
     :param random: uniform random numbers in [0, 1).
     :param on_transition: where transitions are announced, in order, outside the lock, each after
-        what :meth:`settle` was told to have caused it. What it raises is logged and changes
+        what ``settle()`` was told to have caused it. What it raises is logged and changes
         nothing.
     :raises ValueError: if a number is out of its range.
     """

@@ -61,7 +61,8 @@ class Rate:
     :param per_seconds: the period in whole seconds, at most ten years.
     :param burst: token bucket only: the most that may be taken at once; ``limit`` if not given.
         Giving it without an algorithm chooses the token bucket.
-    :param algorithm: one of :data:`ALGORITHMS`; ``None`` means ``"sliding-window"``.
+    :param algorithm: ``"sliding-window"``, ``"token-bucket"`` or ``"fixed-window"``; ``None`` means
+        the first, or with a burst the second.
     :param name: what headers and signals call this limit; no part of what is counted.
     :raises ValueError: naming the argument and what it accepts.
     """
@@ -210,9 +211,9 @@ class Decision:
     moment at which every rate has room; admitted, it is the rate with the least remaining.
 
     :param allowed: whether every rate of the charge had room.
-    :param limit: the limit of :attr:`rate`.
-    :param remaining: units of cost that :attr:`rate` would still admit at once.
-    :param reset_after: seconds until :attr:`rate` is wholly free again.
+    :param limit: the limit of ``rate``.
+    :param remaining: units of cost that ``rate`` would still admit at once.
+    :param reset_after: seconds until ``rate`` is wholly free again.
     :param retry_after: seconds until the same charge fits; 0 if it did.
     :param rate: the rate that this decision speaks for.
     :param states: every rate's own state, in the order of the charge. A remembered refusal knows

@@ -39,7 +39,7 @@ _COMPILED: Final = 1024
 class RateLimiter:
     """Counts in Redis or Valkey, with the server's clock; one per app.
 
-    Everything that asks goes through :meth:`judge`; the other methods are short forms of it.
+    Everything that asks goes through ``judge()``; the other methods are short forms of it.
 
     On Redis Cluster the limits of one subject share a slot and stay atomic. Those of several
     subjects take one call each, in the order given: if a later one refuses, what earlier ones took
@@ -47,9 +47,9 @@ class RateLimiter:
 
     :param client: a redis-py client, or a callable that gives one.
     :param prefix: what every key begins with.
-    :param secret: keys the hash of subjects; see :class:`.keys.KeyMaker`.
+    :param secret: keys the hash of subjects; see ``limiting/keys.py``.
     :param denial_cache_size: the most refusals remembered; 0 turns the memory off.
-    :param processes: how many processes share each limit while :attr:`local` stands in.
+    :param processes: how many processes share each limit while ``local`` stands in.
     :param bus: told of each decision.
     :param monotonic: clock of the denial cache, in seconds.
     """
@@ -81,7 +81,7 @@ class RateLimiter:
     def hit(self, rates: Rates, key: Subject, cost: int = 1, scope: str = "") -> Decision:
         """Charge a subject if all rates have room.
 
-        :param rates: see :func:`.parse_rates`.
+        :param rates: rates as text, as ``"5/minute; 100/day"``, or :class:`.Rate` objects.
         :param key: who is counted: text, bytes, a whole number or a tuple of these.
         :param cost: units to charge.
         :param scope: what is counted. The same rates in the same scope share their counters.
@@ -151,7 +151,7 @@ class RateLimiter:
         return self._several(*terms)
 
     def judge_plan(self, charges: Sequence[Charge]) -> list[Decision]:
-        """As :meth:`judge`, for whatever charges; nobody is told."""
+        """As ``judge()``, for whatever charges; nobody is told."""
         plan = Plan(charges, self.keys, self)
         if not plan.rows:
             return []
@@ -193,7 +193,7 @@ class RateLimiter:
         """Give back what refundable charges took, as far as it still counts.
 
         Each decision is good for one refund; one without a ``receipt`` took nothing that could be
-        given back and is passed over. What :attr:`local` charged it gets back.
+        given back and is passed over. What ``local`` charged it gets back.
 
         :raises RedisUnavailable: if Redis gave no answer, or an error.
         """

@@ -63,8 +63,8 @@ def limit_handshakes(
     A refused client sees 429, or 503 without Redis, and nothing is kept of it.
 
     :param app: the app, whose ``wsgi_app`` is wrapped.
-    :param rates: as for :func:`rate_limited`.
-    :param key: who is counted, as for :func:`rate_limited`.
+    :param rates: as for :func:`.rate_limited`.
+    :param key: who is counted, as for :func:`.rate_limited`.
     :param scope: apps with the same scope, limits and subject share their counts.
     :param on_outage: without Redis: ``"deny"``, ``"local"`` or ``"allow"``.
     :param shadow: count and announce, but refuse nothing.
