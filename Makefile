@@ -8,8 +8,8 @@ RELEASE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # What exists of the directories that hold code.
-CODE := $(wildcard flask_redis_guard tests example_app benchmarks docs/conf.py .ci/check_dist.py)
-TYPED := $(wildcard flask_redis_guard tests example_app benchmarks)
+CODE := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks docs/conf.py .ci/check_dist.py)
+TYPED := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-browser test-promtool matrix mutants coverage lint spelling format types contracts docs bench \

@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "flask_redis_guard"
+#: What else is shipped: pytest imports it before everything.
+PLUGIN = "flask_redis_guard_pytest"
 SUFFIXES = {".py", ".lua", ".html", ".css", ".js", ".svg", ".typed"}
 #: What a user's type checker sees of the installed package. Its unused ignores are errors.
 PROGRAM = ROOT / "tests" / "typing" / "public_api.py"
@@ -35,7 +37,8 @@ SOURCES = {
 
 def source_files() -> set[str]:
     """Every file of the package that must be shipped, relative to the checkout."""
-    files = (path for path in (ROOT / PACKAGE).rglob("*") if path.suffix in SUFFIXES)
+    found = (path for name in (PACKAGE, PLUGIN) for path in (ROOT / name).rglob("*"))
+    files = (path for path in found if path.suffix in SUFFIXES)
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
@@ -105,7 +108,8 @@ def install_and_use(wheel: Path) -> None:
         printed = subprocess.run(command, check=True, cwd=directory, stdout=subprocess.PIPE)
         installed = Path(printed.stdout.decode().strip())
         assert Path(directory).resolve() in installed.resolve().parents, installed
-        files = (path for path in installed.rglob("*") if path.is_file())
+        beside = installed.with_name(PLUGIN)
+        files = (path for top in (installed, beside) for path in top.rglob("*") if path.is_file())
         require("installed", {path.relative_to(installed.parent).as_posix() for path in files})
         program = Path(directory, "program.py")
         program.write_text(PROGRAM.read_text())

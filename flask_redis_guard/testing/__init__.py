@@ -11,6 +11,18 @@ At the end of the block the breaker is as new, so that no test is in the way of 
 
 from __future__ import annotations
 
+from flask_redis_guard.testing.audit import audit
+from flask_redis_guard.testing.examples import Example
+from flask_redis_guard.testing.findings import AuditFinding, AuditReport
 from flask_redis_guard.testing.outages import hang, outage, read_only, slow
 
-__all__ = ["hang", "outage", "read_only", "slow"]
+__all__ = [
+    "AuditFinding",
+    "AuditReport",
+    "Example",
+    "audit",
+    "hang",
+    "outage",
+    "read_only",
+    "slow",
+]

@@ -16,7 +16,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 MEANINGS: Final[dict[Kind, str]] = {
     "refused": "nobody listens at Redis's address",
     "hang": "Redis accepts connections and commands, and never answers",
-    "slow": "each answer comes late",
+    "slow": "each answer to a command comes late; connections are made as ever",
     "read-only": "Redis takes no writes, as a replica after a failover",
     "out-of-memory": "Redis takes no writes that need memory",
     "empty": "Redis has been restarted and has lost everything",

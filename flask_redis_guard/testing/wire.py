@@ -110,8 +110,8 @@ class Wire:
 
     def __init__(self, lead: Callable[[Any, Callable[[], Any]], Dial | None]) -> None:
         self._lead = lead
-        #: Told of each command that is no part of a handshake.
-        self.on_command: Callable[[str], object] = lambda name: None
+        #: Told the words of each command that is no part of a handshake.
+        self.on_command: Callable[[list[bytes]], object] = lambda words: None
         self.changed = threading.Condition()
         self.fault = HEALTHY
         self._links: set[_Link] = set()
@@ -283,7 +283,7 @@ class _Link:
         if not self._may_go_on():
             return False
         if command.name not in HANDSHAKE:
-            self._wire.on_command(command.name)
+            self._wire.on_command(command.words)
         fault = self._wire.fault
         error = fault.refusal(command.name)
         if error is not None:
@@ -294,7 +294,7 @@ class _Link:
             self._stream(command)
             return False
         reply = self._ask(command)
-        if not self._may_go_on(received):
+        if not self._may_go_on(None if command.name in HANDSHAKE else received):
             return False
         if self._wire.fault.breaks and command.name not in HANDSHAKE:
             self._client.sendall(reply[: max(1, len(reply) // 2)])

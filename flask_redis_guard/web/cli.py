@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import click
 from flask.cli import AppGroup, with_appcontext
+from werkzeug.utils import import_string
 
 from flask_redis_guard.observe.diagnosis import FAIL, PASS, WARN, Finding
 from flask_redis_guard.observe.report import HealthReport
@@ -37,6 +38,23 @@ _token = click.option(
     envvar="REDIS_GUARD_HEALTH_TOKEN",
     help="Its health token; by default this app's REDIS_GUARD_HEALTH_TOKEN.",
 )
+
+
+#: Commands that are imported when they are asked for: a running app needs nothing of them.
+_LATER = {"audit": "flask_redis_guard.testing.cli:audit_command"}
+
+
+class _Group(AppGroup):
+    """The commands of an app."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LATER])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _LATER:
+            command: click.Command = import_string(_LATER[cmd_name])
+            return command
+        return super().get_command(ctx, cmd_name)
 
 
 def redis_guard_group(
@@ -67,7 +85,7 @@ def redis_guard_group(
         body = {"status": status, "redis": summary, "process": report.process()}
         return {**body, "details": report.details()}
 
-    group = AppGroup("redis-guard", help="Look at Redis and at the guard before it.")
+    group = _Group("redis-guard", help="Look at Redis and at the guard before it.")
     for command in (_status(ask), _check(diagnose), _watch(ask), *more):
         group.add_command(command)
     return group

@@ -58,8 +58,9 @@ def check_flask(words: list[str]) -> None:
     group = app.cli.commands["redis-guard"]
     assert isinstance(group, click.Group)
     name, *arguments = words[words.index("redis-guard") + 1 :]
-    assert name in group.commands, name
-    group.commands[name].make_context(name, arguments)  # click's own error, if it cannot
+    command = group.get_command(click.Context(group), name)
+    assert command is not None, name
+    command.make_context(name, arguments)  # click's own error, if it cannot
 
 
 def check_python(words: list[str]) -> None:

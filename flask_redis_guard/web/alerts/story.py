@@ -6,13 +6,14 @@ broken it is, no request waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -109,11 +110,21 @@ class Alerts:
         self._last_seen: dict[str, float] = {}
         self._sent: dict[str, deque[float]] = {kind: deque(maxlen=BURST) for kind in _WORDS}
         self._held: dict[str, tuple[float, Alert]] = {}
+        self._muted = False
         bus.subscribe(RedisFailed, self._failed)
         bus.subscribe(Transition, self._changed)
         bus.subscribe(FailureRateHigh, self._rate_high)
         bus.subscribe(DowntimeExtended, self._extended)
         bus.subscribe(RedisRecovered, self._recovered)
+
+    @contextlib.contextmanager
+    def muted(self) -> Iterator[None]:
+        """Send nothing about an outage that a test has made."""
+        self._muted = True
+        try:
+            yield
+        finally:
+            self._muted = False
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -141,6 +152,8 @@ class Alerts:
         self._raise(DOWNTIME_EXTENDED, downtime=round(event.downtime))
 
     def _recovered(self, event: RedisRecovered) -> None:
+        if self._muted:
+            return
         with self._lock:
             told = set(self._last_seen) - set(self._held)
             alert = self._compose(RECOVERED, {"downtime": round(event.downtime)})
@@ -154,6 +167,8 @@ class Alerts:
 
     def _raise(self, kind: str, **details: Any) -> None:
         """Queue a message unless this outage has had it; hold it back where there were many."""
+        if self._muted:
+            return
         now = self._clock()
         with self._lock:
             seen = self._last_seen.get(kind)
