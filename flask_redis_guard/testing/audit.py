@@ -241,10 +241,7 @@ class _Audit:
             for call in run_all([*calls.values(), *itertools.chain(*over.values())]):
                 done += call in calls.values()
                 self._progress(kind, done, len(subjects))
-            for n, call in calls.items():
-                if call.status == 500 and not call.is_about_redis and not call.hangs:
-                    # Was it another request that ran beside it? Once more, alone.
-                    calls[n] = self._ask(subjects[n].example, *spare[n])
+            self._repeat_alone(calls, subjects, spare)
         self._settle([*calls.values(), *itertools.chain(*over.values())])
         for n, subject in enumerate(subjects):
             finding = self._judge(kind, subject, calls[n])
@@ -253,6 +250,18 @@ class _Audit:
             if kind == "empty":
                 subject.over = None  # nothing is counted of that client any more
             yield n, replace(finding, accepted=finding.verdict in subject.example.accept)
+
+    def _repeat_alone(
+        self,
+        calls: dict[int, Attempt],
+        subjects: list[_Subject],
+        spare: list[tuple[FlaskClient, str]],
+    ) -> None:
+        """Repeat requests that failed: was it another request that ran beside it?"""
+        ends = time.monotonic() + self._patience
+        for n, call in list(calls.items()):
+            if call.status == 500 and not call.hangs and time.monotonic() < ends:
+                calls[n] = self._ask(subjects[n].example, *spare[n])
 
     def _calls_beyond(self, subject: _Subject) -> tuple[Attempt, Attempt]:
         """Return a call of the client that is over the limit, and too many calls of another one."""
@@ -300,7 +309,7 @@ class _Audit:
         elif status in REFUSALS:
             verdict = "refused"
         elif status is not None and status >= 500:
-            verdict, cause = "500", call.cause
+            verdict, cause = "500", call.cause or Cause("", "", "view")
         elif subject.is_login and subject.uses_redis and _works(subject, call, kind):
             verdict, cause = "bypass", Cause("", "", "login")
             note = "the login was answered as if it had worked"

@@ -75,17 +75,6 @@ class Attempt(threading.Thread):
             return self.waits
         return cause_of(self._errors[0], self._app.root_path) if self._errors else None
 
-    @property
-    def is_about_redis(self) -> bool:
-        """Whether an error of Redis or of its connection is behind the first exception."""
-        error: BaseException | None = self._errors[0] if self._errors else None
-        while error is not None:
-            names = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-            if names & {"redis", "flask_redis_guard"}:
-                return True
-            error = error.__cause__ or error.__context__
-        return False
-
     def run(self) -> None:
         """Ask, and read the response as far as it comes."""
         _running.call = self

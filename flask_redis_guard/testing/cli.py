@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,13 +105,14 @@ def audit_command(
 
     app: Any = current_app
     try:
-        report = audit(
-            app._get_current_object(),
-            requests,
-            faults=faults,
-            progress=_progress(),
-            **options,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # what the app prints is not the report
+            report = audit(
+                app._get_current_object(),
+                requests,
+                faults=faults,
+                progress=_progress(),
+                **options,
+            )
     except GuardError as exc:
         raise click.UsageError(str(exc)) from None
     if junit is not None:

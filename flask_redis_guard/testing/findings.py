@@ -60,8 +60,13 @@ _ADVICE: Final[dict[tuple[str, str], str]] = {
         "retry=Retry(NoBackoff(), 0), or use guard.client."
     ),
     ("500", "flask_session"): (
-        "Flask-Session lets errors of Redis through: add @app.errorhandler(redis.RedisError) that "
-        "answers 503, or keep sessions with GuardedSessionInterface."
+        "Errors of Flask-Session reach handlers of 500 only: have @app.errorhandler(500) answer "
+        "503 where error.original_exception is a redis.RedisError, or keep sessions with "
+        "GuardedSessionInterface."
+    ),
+    ("500", "view"): (
+        "The view answers so itself: 503 with a Retry-After says that it is not the app's fault "
+        "and does not last."
     ),
     ("500", ""): (
         "Answer errors of Redis with a 503: @app.errorhandler(redis.RedisError), or use "

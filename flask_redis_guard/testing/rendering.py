@@ -136,7 +136,7 @@ def _told(found: list[AuditFinding]) -> str:
             return one.note
         if one.cause is not None and (one.cause.what or one.cause.where):
             return f"waits {one.cause}" if one.verdict == "hang" else str(one.cause)
-        if one.cause is not None and one.cause.library:
+        if one.verdict == "hang" and one.cause is not None and one.cause.library:
             return f"waits in {one.cause.library}"
     return ""
 

@@ -187,6 +187,54 @@ def test_sessions_hang_and_err() -> None:
     assert (lost.verdict, lost.note) == ("served", "302 instead of 200")
 
 
+def test_what_the_advice_says_helps() -> None:
+    app = Flask("advised")
+    client = redis.Redis.from_url(NOWHERE, **BOUNDED)
+    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=client)
+    Session(app)
+    options = dict(BOUNDED)
+    limiter = Limiter(get_remote_address, app=app, storage_uri=NOWHERE, storage_options=options)
+    app.get("/search", endpoint="search")(limiter.limit("5/minute")(lambda: "found"))
+    app.get("/visits", endpoint="visits")(lambda: str(client.incr("visits")))
+
+    @app.post("/login")
+    def login() -> Any:
+        session["user"] = "alice"
+        return redirect("/account")
+
+    @app.get("/account")
+    def account() -> Any:
+        return session["user"] if "user" in session else redirect("/login")
+
+    @app.errorhandler(redis.RedisError)
+    def unavailable(_: Exception) -> Any:
+        return "later", 503
+
+    @app.errorhandler(500)
+    def failed(error: Any) -> Any:
+        is_redis = isinstance(error.original_exception, redis.RedisError)
+        return ("later", 503) if is_redis else ("failed", 500)
+
+    report = audit(app, [LOGIN, ACCOUNT], **SHORT)
+    assert report.passed, str(report)
+    assert of(report, "GET /search")["refused"] == of(report, "login")["hang"] == "refused"
+
+
+def test_what_fails_beside_others_only_is_asked_again_alone() -> None:
+    """Flask-Limiter falls back for the first to meet the outage; others beside it get an error."""
+    app = Flask("falling-back")
+    limiter = Limiter(
+        get_remote_address,
+        app=app,
+        storage_uri=NOWHERE,
+        storage_options=dict(BOUNDED),
+        in_memory_fallback_enabled=True,
+    )
+    app.get("/search")(limiter.limit("5/minute")(lambda: "found"))
+    report = audit(app, faults=["refused"], **SHORT)
+    assert of(report, "GET /search") == {"refused": "served"}
+
+
 def test_a_raw_client_without_a_timeout_hangs(careless: AuditReport) -> None:
     assert of(careless, "GET /visits") == {
         "refused": "500",
