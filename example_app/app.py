@@ -68,6 +68,7 @@ def create_app(lab: Laboratory, room: Room | None = None) -> Flask:
     app.add_url_rule("/login", view_func=login, methods=["POST"])
     app.add_url_rule("/logout", view_func=logout, methods=["POST"])
     app.add_url_rule("/me", view_func=me)
+    app.add_url_rule("/api/token", view_func=token, methods=["POST"])
     app.add_url_rule("/api/books", view_func=books)
     app.add_url_rule("/api/basket", view_func=basket, methods=["POST"])
     app.after_request(_headers)
@@ -85,15 +86,23 @@ def account() -> str | None:
     return name.casefold() if isinstance(name, str) else None
 
 
-# Two limits in one round trip: five attempts in ten seconds from one address, and ten failed ones
-# an hour for one account, from wherever they come. Those that succeed are given back.
 @rate_limited("5 per 10 seconds")
+def token() -> ResponseReturnValue:
+    """Exchange a name and a password for a token, as an API does."""
+    name = _authenticated()
+    if name is None:
+        return jsonify(error="Wrong name or password."), 401
+    return jsonify(user=name, token=secrets.token_urlsafe())
+
+
+# Two limits in one round trip: five attempts a minute from one address, and ten failed ones an
+# hour for one account, from wherever they come. Those that succeed are given back.
+@rate_limited("5/minute")
 @rate_limited("10/hour", key=account, refund_when=lambda response: response.status_code == 200)
 def login() -> ResponseReturnValue:
     """Log in with a name and a password, as JSON or as a form."""
-    given = _credentials()
-    name, password = str(given.get("username", "")).casefold(), str(given.get("password", ""))
-    if not check_password_hash(USERS.get(name, NOBODY), password):
+    name = _authenticated()
+    if name is None:
         return jsonify(error="Wrong name or password."), 401
     session["user"] = name
     session.bind_user(name)  # a new id: nobody has seen it before
@@ -122,6 +131,12 @@ def basket() -> ResponseReturnValue:
     """Put something into the basket, which is kept in the session."""
     session["basket"] = session.get("basket", 0) + 1
     return jsonify(basket=session["basket"])
+
+
+def _authenticated() -> str | None:
+    given = _credentials()
+    name, password = str(given.get("username", "")).casefold(), str(given.get("password", ""))
+    return name if check_password_hash(USERS.get(name, NOBODY), password) else None
 
 
 def _credentials() -> dict[str, Any]:

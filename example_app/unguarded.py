@@ -33,7 +33,7 @@ def create_app(lab: Laboratory) -> Flask:
     app = Flask(__name__)
     app.logger.setLevel(logging.CRITICAL)  # tracebacks of every outage would fill the terminal
     app.extensions["redis"] = redis.Redis.from_url(lab.redis_url or "redis://localhost")
-    app.add_url_rule("/login", view_func=login, methods=["POST"])
+    app.add_url_rule("/api/token", view_func=token, methods=["POST"])
     app.add_url_rule("/api/books", view_func=books)
     app.add_url_rule("/api/basket", view_func=basket, methods=["POST"])
     app.after_request(_for_the_page)
@@ -58,14 +58,14 @@ def allowed(name: str, limit: int, seconds: int) -> bool:
     return count <= limit
 
 
-def login() -> ResponseReturnValue:
-    """Log in with a name and a password."""
-    if not allowed("login", 5, 10):
+def token() -> ResponseReturnValue:
+    """Exchange a name and a password for a token."""
+    if not allowed("token", 5, 10):
         return jsonify(error="Too many attempts."), 429
     name, password = request.form.get("username", ""), request.form.get("password", "")
     if not check_password_hash(USERS.get(name.casefold(), NOBODY), password):
         return jsonify(error="Wrong name or password."), 401
-    return jsonify(user=name.casefold())
+    return jsonify(user=name.casefold(), token=secrets.token_urlsafe())
 
 
 def books() -> ResponseReturnValue:

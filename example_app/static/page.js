@@ -1,5 +1,5 @@
 import { draw, readColours, sample } from "./chart.js";
-import { Lane, PLAN, ROWS, ask } from "./lane.js";
+import { Lane, PLAN, ROWS, guess } from "./lane.js";
 
 const $ = (id) => document.getElementById(id);
 const seconds = () => Math.floor(Date.now() / 1000);
@@ -231,7 +231,7 @@ const acts = {
   async guess() {
     const seen = {};
     await Promise.all(Array.from({ length: 8 }, async () => {
-      const response = await ask("", "guess");
+      const response = await fetch("/login", { method: "POST", body: guess() });
       seen[response.status] = (seen[response.status] || 0) + 1;
       await full(response);
     }));

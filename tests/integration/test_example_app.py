@@ -205,7 +205,7 @@ def test_app_beside_it_does_what_it_is_there_to_show(demo: Demo) -> None:
 
     def guess(number: int) -> int:
         given = {"username": f"user{number}", "password": "no"}
-        return requests.post(f"{url}/login", data=given, timeout=5).status_code
+        return requests.post(f"{url}/api/token", data=given, timeout=5).status_code
 
     assert Counter(map(guess, range(8))) == {401: 5, 429: 3}
     assert requests.post(f"{url}/api/basket", timeout=5).ok
