@@ -6,9 +6,10 @@ import ast
 import re
 from pathlib import Path
 
+from flask import Flask
 from prometheus_client import Counter, Gauge, Histogram
 
-from flask_redis_guard import CircuitState, signals
+from flask_redis_guard import CircuitState, RedisGuard, signals
 from flask_redis_guard.client.outcomes import TABLE
 from flask_redis_guard.web import metrics
 from flask_redis_guard.web.alerts import story as alerts
@@ -30,11 +31,10 @@ def test_runbook_explains_every_reason() -> None:
 
 
 def test_runbook_explains_every_state_and_signal() -> None:
-    known = first_cells("operations.md")
-    assert {state.value for state in CircuitState} <= known
+    assert {state.value for state in CircuitState} <= first_cells("operations.md")
     sent = {name for name, value in vars(signals).items() if type(value).__name__ == "NamedSignal"}
     assert len(sent) >= 8
-    assert sent <= known
+    assert sent <= first_cells("signals.md")
 
 
 def test_every_metric_is_described() -> None:
@@ -46,6 +46,17 @@ def test_every_metric_is_described() -> None:
 
 def test_every_kind_of_alert_is_described() -> None:
     assert set(alerts._WORDS) <= first_cells("alerts.md")
+
+
+def test_every_detail_of_health_is_described() -> None:
+    app = Flask("tests.details")
+    app.config.update(ENVIRONMENT="testing", REDIS_URL="memory://")
+    RedisGuard(app)
+    details = app.test_client().get("/api/v1/health/detailed").get_json()["details"]
+    page = (DOCS / "health.md").read_text().partition("## Who sees more")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    described = {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
+    assert described == details.keys()
 
 
 def log_lines() -> list[str]:

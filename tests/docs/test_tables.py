@@ -47,7 +47,7 @@ def test_every_setting_is_documented_with_default_unit_and_range() -> None:
 
 def test_every_reason_is_documented_with_whether_it_counts() -> None:
     words = ("yes", "no", "partly")
-    documented = {name: text for name, text in rows("errors.md").items() if text in words}
+    documented = {name: text for name, text in rows("operations.md").items() if text in words}
     outcomes: dict[str, set[bool]] = {}
     for verdict in (*(row.verdict for row in TABLE), BUSY):
         if verdict.reason is not None:

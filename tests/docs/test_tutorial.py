@@ -83,10 +83,10 @@ class Reader:
         for port, lease in self.leases.items():
             command = command.replace(port, str(lease.port))
         if serve:
-            self.serve(command.replace(" --debug", ""))
+            self.serve(command.replace(" --reload", ""))
             return
         if self.stale and self.served and "localhost:" in command:
-            self.serve(self.served)  # what --debug does
+            self.serve(self.served)  # what --reload does
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=self.directory,
