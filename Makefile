@@ -12,7 +12,7 @@ CODE := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app 
 TYPED := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-browser test-promtool matrix mutants coverage lint spelling format types contracts docs bench \
+.PHONY: help demo test test-browser test-promtool matrix mutants coverage faults soak fuzz lint spelling format types contracts docs bench \
   dist dist-check clean
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo "make mutants       break the product on purpose, and show which test notices"
 	@echo "make matrix        the suite by tox; TOX_ENV=lowest or one of tox.ini"
 	@echo "make coverage      the suite, with the branches that it takes; fails below $(COVERAGE_FLOOR) %"
+	@echo "make faults        every feature through every fault, and the page about it (half an hour)"
+	@echo "make soak          random faults, SECONDS=600; make fuzz: look for inputs that fail"
 	@echo "make lint types contracts docs bench dist dist-check format clean"
 
 $(VENV)/bin/python:
@@ -89,6 +91,21 @@ TOX_ENV ?= ALL
 matrix: $(VENV)/.installed
 	$(BIN)/python -m tox -e $(TOX_ENV)
 
+faults: $(VENV)/.installed
+	$(BIN)/python -m tests.matrix
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m tests.matrix.soak $(SECONDS)
+
+# atheris has no wheel for every Python, and nothing else needs it.
+.venv-fuzz/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' 'atheris>=3'
+	@touch $@
+
+fuzz: .venv-fuzz/.installed
+	.venv-fuzz/bin/python -m tests.fuzz $(SECONDS)
+
 lint: spelling $(VENV)/.installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -127,6 +144,6 @@ dist-check: $(VENV)/.installed
 	$(BIN)/python .ci/check_dist.py $(RELEASE)
 
 clean:
-	rm -rf $(VENV) .venv-bench .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv-bench .venv-fuzz .fuzz .tox build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

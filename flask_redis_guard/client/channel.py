@@ -189,6 +189,8 @@ class Channel:
         """Wait for a hint, and tell whether there is something to do for a call's caller."""
         if not self._has_turn(call) and seconds and not call.wake.acquire(timeout=seconds):
             self._sweep()  # what an exception left behind holds up nobody for longer than this
+            # Nobody has been answered for so long that the network may have become slow.
+            self._lanes = self._far
         return self._has_turn(call)
 
     def _has_turn(self, call: Call) -> bool:
@@ -205,6 +207,10 @@ class Channel:
             except ValueError:
                 call.taken = True
                 return
+            if len(self._in_flight) + len(self._waiting) < self._lanes > self._usual:
+                # Over a slow network a batch could have to wait for a handshake besides.
+                self._go_alone(call)
+                return
             call.batch = Batch(self._pool, call)
             self._in_flight[call.batch] = None
         if call.batch.is_over and not call.done:  # an exception of a signal handler tore it out
@@ -213,6 +219,20 @@ class Channel:
             call.batch.drive(call, self._waiting)
         finally:
             self._after(call.batch)
+
+    def _go_alone(self, call: Call) -> None:
+        operation = call.operation
+        try:
+            self._in_flight[operation] = None
+            if self._waiting:
+                self._wake_next()
+            call.reply = self._pool.exchange(operation, call.packed)
+            call.done = True
+            self._lanes = self._far if operation.waited > SLOW else self._usual
+        finally:
+            self._in_flight.pop(operation, None)
+            if self._waiting:
+                self._wake_next()
 
     def _after(self, batch: Batch) -> None:
         """Let somebody else drive a batch that is not over; or the next one be sent."""

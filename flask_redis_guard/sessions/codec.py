@@ -166,7 +166,10 @@ def unmarked(reply: Iterable[Any]) -> Fields:
     :raises UnreadableError: without the marker, or with one of another format.
     """
     flat = list(reply)
-    fields: Fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    try:
+        fields: Fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    except (TypeError, ValueError):  # no server lists a hash so
+        raise UnreadableError("format") from None
     if fields.pop(MARKER, None) != FORMAT:
         raise UnreadableError("format")
     return fields

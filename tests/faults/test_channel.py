@@ -200,7 +200,7 @@ def test_broken_in_the_middle_of_replies(
 ) -> None:
     def disturb() -> None:
         getattr(proxy, fault)(random.randrange(1, 2000))
-        time.sleep(random.uniform(0.01, 0.4))
+        time.sleep(random.uniform(0.2, 0.6))  # for most longer than callers wait
         proxy.resume()
 
     counts = call(proxy.url, model, disturb)
@@ -242,6 +242,22 @@ def test_nobody_waits_for_the_round_trip_of_another_over_a_far_network(
     counts = call(proxy.url, model, timeout=2)
     assert counts["refused"] == counts["wrong"] == 0, counts
     assert 0.4 <= counts["median"] < 0.55, counts
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("model", MODELS)
+def test_a_network_that_becomes_slow_costs_nobody_a_request(
+    redis_server: RedisServer, proxy: Proxy, model: str
+) -> None:
+    def toggle() -> None:
+        time.sleep(0.4)
+        proxy.delay(0.15)  # either way
+        time.sleep(1.0)
+        proxy.delay(0.0)
+
+    counts = call(proxy.url, model, toggle, seconds=3, timeout=0.5)
+    assert counts["refused"] == counts["wrong"] == 0, counts
+    assert counts["longest"] > 0.3, counts
 
 
 def test_killed_callers_harm_nobody(redis_server: RedisServer) -> None:

@@ -33,6 +33,8 @@ class Distance:
 
     def __init__(self, seconds: float) -> None:
         self._delay = seconds / 2
+        #: Whether packets are lost.
+        self.dropping = False
         self._packets: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         self._device = os.open("/dev/net/tun", os.O_RDWR)
         request = struct.pack("16sH", b"far0", _IFF_TUN_WITHOUT_HEADER)
@@ -57,6 +59,8 @@ class Distance:
         while True:
             due, packet = self._packets.get()
             time.sleep(max(0.0, due - time.monotonic()))
+            if self.dropping:
+                continue
             with contextlib.suppress(OSError):
                 os.write(self._device, packet)
 

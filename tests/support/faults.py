@@ -29,6 +29,11 @@ class LoopbackServer:
         self._connections: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self.listen()
+
+    def listen(self) -> None:
+        """Accept connections, as from the beginning, or after :meth:`refuse`."""
+        self._refusing = threading.Event()
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", self.port))
@@ -37,6 +42,13 @@ class LoopbackServer:
         self._listener.settimeout(0.05)
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
+
+    def refuse(self) -> None:
+        """Accept no connection any more, and end those that there are; the port stays ours."""
+        self._refusing.set()
+        self._acceptor.join()
+        self._listener.close()
+        self.disconnect()
 
     @property
     def url(self) -> str:
@@ -77,7 +89,7 @@ class LoopbackServer:
         self.close()
 
     def _accept(self) -> None:
-        while not self.closing.is_set():
+        while not (self.closing.is_set() or self._refusing.is_set()):
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:

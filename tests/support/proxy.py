@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import selectors
 import socket
 import ssl
 import struct
 import threading
+import time
+from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 import trustme
@@ -37,6 +41,10 @@ class Proxy(LoopbackServer):
         self._reply_budget: int | None = None
         self._then: Literal["cut", "hang"] = "cut"
         self._garbage = b""
+        self._noise = b""
+        self._swallowing = False
+        self._failing = 0.0
+        self._portion: tuple[int, int] | None = None
         super().__init__()
 
     @property
@@ -86,9 +94,34 @@ class Proxy(LoopbackServer):
         """Forward this instead of what the server sends next, on one connection."""
         self._set(_garbage=garbage)
 
+    def garble_all(self, noise: bytes) -> None:
+        """Forward this instead of everything that the server sends."""
+        self._set(_noise=noise)
+
+    def swallow(self) -> None:
+        """Lose everything, either way, as a network does that drops each packet.
+
+        Connections that lost something are reset by :meth:`resume`.
+        """
+        self._set(_swallowing=True)
+
+    def fail_some(self, share: float) -> None:
+        """Reset the connection instead of forwarding this share of what clients send."""
+        self._set(_failing=share)
+
+    def cut_each(self, least: int, most: int) -> None:
+        """Reset each connection after so many bytes of replies, another number for each."""
+        self._set(_portion=(least, most))
+
     def resume(self) -> None:
         """Forward everything at once again, also what was held back while hanging."""
         self._set(_hanging=False, _delay=0.0, _drip=0.0, _reply_budget=None)
+        self._set(_noise=b"", _failing=0.0, _portion=None, _swallowing=False)
+        with self._changed:
+            for link in self._links:
+                if link.lossy:
+                    link.end()
+            self._changed.notify_all()
 
     def disconnect(self) -> None:
         self.cut()
@@ -118,24 +151,36 @@ class Proxy(LoopbackServer):
     def _forward(self, link: _Link) -> None:
         while not link.ended and not self.closing.is_set():
             for source in link.readable():
-                data = source.recv(65_536)
+                link.receive(source, self._delay)
+            for source, data in link.due():
                 if not data:
                     self._pass_gate(link)
                     return
-                if source is link.upstream:
-                    self._send_reply(link, data)
-                elif self._pass_gate(link):
-                    link.upstream.sendall(data)
+                self._pass_on(link, source, data)
+
+    def _pass_on(self, link: _Link, source: socket.socket, data: bytes) -> None:
+        if self._swallowing:
+            link.lossy = True
+        elif source is link.upstream:
+            self._send_reply(link, data)
+        elif random.random() < self._failing:
+            link.ended = True
+        elif self._pass_gate(link):
+            link.upstream.sendall(data)
 
     def _send_reply(self, link: _Link, data: bytes) -> None:
         with self._changed:
-            data, self._garbage = self._garbage or data, b""
+            data, self._garbage = self._noise or self._garbage or data, b""
         while data and self._pass_gate(link):
             with self._changed:
                 size = len(data) if not self._drip else 1
                 if self._reply_budget is not None:
                     size = min(size, self._reply_budget)
                     self._reply_budget -= size
+                if self._portion is not None:
+                    link.left = link.left or random.randint(*self._portion)
+                    size = min(size, link.left)
+                    link.left -= size
                 drip = self._drip
                 if size == 0:
                     self._reply_budget = None
@@ -146,11 +191,11 @@ class Proxy(LoopbackServer):
                 self._pause(link, drip)
             link.client.sendall(data[:size])
             data = data[size:]
+            if link.left == 0:
+                link.ended = True
 
     def _pass_gate(self, link: _Link) -> bool:
         """Wait as told before something is forwarded; false if the link is to end instead."""
-        if self._delay:
-            self._pause(link, self._delay)
         with self._changed:
             self._changed.wait_for(lambda: not self._hanging or link.ended)
         return not link.ended
@@ -167,17 +212,35 @@ class _Link:
         self.client = client
         self.upstream = upstream
         self.ended = False
+        self.lossy = False  # something of it was lost
+        self.left: int | None = None  # bytes of replies until it is reset
+        #: What was received and when it is to be forwarded: it is on its way meanwhile.
+        self._held: deque[tuple[float, socket.socket, bytes]] = deque()
         self._wake, self._waker = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         for source in (client, upstream, self._wake):
             self._selector.register(source, selectors.EVENT_READ)
 
     def readable(self) -> list[socket.socket]:
-        """Wait until a side has something to read or the link was ended."""
+        """Wait until a side has something to read, something is due, or the link was ended."""
         if isinstance(self.client, ssl.SSLSocket) and self.client.pending():
             return [self.client]
-        ready = [key.fileobj for key, _ in self._selector.select()]
+        timeout = max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
+        ready = [key.fileobj for key, _ in self._selector.select(timeout)]
         return [source for source in (self.client, self.upstream) if source in ready]
+
+    def receive(self, source: socket.socket, delay: float) -> None:
+        """Take what a side has sent, to be forwarded so many seconds later."""
+        data = source.recv(65_536)
+        if not data:
+            self._selector.unregister(source)
+        self._held.append((time.monotonic() + delay, source, data))
+
+    def due(self) -> Iterator[tuple[socket.socket, bytes]]:
+        """What is to be forwarded by now; nothing where a side said its last is empty."""
+        while self._held and self._held[0][0] <= time.monotonic():
+            _, source, data = self._held.popleft()
+            yield source, data
 
     def end(self) -> None:
         """Make the thread that forwards reset both connections."""

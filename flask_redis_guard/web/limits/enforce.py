@@ -192,7 +192,9 @@ def _finish(runtime: Runtime, state: RequestLimits, response: Response) -> None:
         try:
             if limit.is_refunded(response):
                 runtime.limiter.refund(decision)
-        except Exception:  # what is not given back only makes the limit stricter
+        except RedisUnavailable as error:  # which only makes the limit stricter
+            logger.warning("A charge could not be given back: %s", error)
+        except Exception:
             logger.exception("A charge could not be given back")
 
 
