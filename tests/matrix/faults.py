@@ -366,7 +366,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("flapping, each second", direct(), _flap, seconds=6.0, note=HALF_DEAD),
     Fault("Sentinel: failover", sentinels, _fail_over, seconds=0),
     Fault("cluster: slots moved", cluster, _move_slots, served=True),
-    Fault("names not answered (DNS)", named, _forget_names, served=True, apart=True),
+    Fault("names not answered (DNS), CLIENT KILL", named, _forget_names, apart=True),
 )
 
 
