@@ -194,6 +194,18 @@ def url_prefix() -> Check:
     return Check(read, accepted, "a path such as `/health`, or None")
 
 
+def host_state() -> Check:
+    """Accept where the workers of a host share what they know."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not re.fullmatch(r"auto|off|/[ -~]{1,4000}", value):
+            raise ValueError
+        return value
+
+    accepted = "'auto', 'off' or the absolute path of a directory"
+    return Check(read, accepted, "auto, off, or the path of a directory")
+
+
 def mapping() -> Check:
     """Accept a mapping with text keys, or None for none; the environment cannot name one."""
 
@@ -268,6 +280,7 @@ class Settings:
     max_connections: int = _setting(64, whole(1, 65_536), "connections")
     downtime_alert_seconds: float = _setting(300.0, number(0, YEAR), "s")
     failure_alert_count: int = _setting(10, whole(1, 100_000), "failures")
+    host_state: str = _setting("auto", host_state())
     processes: int = _setting(1, whole(1), "processes")
     key_prefix: str = _setting("guard:", key_prefix())
     health_url_prefix: str | None = _setting("/api/v1/health", url_prefix())

@@ -111,10 +111,12 @@ class PrimaryChanged:
 
 @dataclass(frozen=True, slots=True)
 class RedisRecovered:
-    """Redis serves again after the breaker had been open; once for each outage."""
+    """Redis serves again after the breaker had been open; once for each outage and worker."""
 
     #: Seconds since the outage's first failure.
     downtime: float
+    #: Whether another worker of this host tells the world of it.
+    told_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +129,12 @@ class FailureRateHigh:
 
 @dataclass(frozen=True, slots=True)
 class DowntimeExtended:
-    """Redis has been down for longer than the alert threshold; once for each outage."""
+    """Redis has been down for longer than the alert threshold; once for each outage and worker."""
 
     #: Seconds since the outage's first failure.
     downtime: float
+    #: Whether another worker of this host tells the world of it.
+    told_elsewhere: bool = False
 
 
 # -- of requests ---------------------------------------------------------------------------------

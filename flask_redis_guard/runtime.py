@@ -17,6 +17,8 @@ from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.events import Bus
+from flask_redis_guard.host.membership import Membership
+from flask_redis_guard.host.places import BoardName
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.slots import ConcurrencyLimiter, PlaceKeeper
 from flask_redis_guard.observe.diagnosis import Finding, diagnose
@@ -50,13 +52,6 @@ class Runtime:
         self._limiter: RateLimiter | None = None
         #: Tells what happens in this app.
         self.bus = bus = Bus()
-        self.watch = OutageWatch(
-            bus,
-            alert_count=settings.failure_alert_count,
-            window_seconds=settings.window_seconds,
-            downtime_seconds=settings.downtime_alert_seconds,
-            failing=lambda: self.breaker.failure_count > 0,
-        )
         self.breaker = breaker_class(settings.redis_url)(
             failure_threshold=settings.failure_threshold,
             failure_rate=settings.failure_rate,
@@ -75,6 +70,16 @@ class Runtime:
             memory_only=settings.redis_url.startswith("memory://"),
             bus=bus,
         )
+        #: The place among the workers of this host; ``None`` where each is for itself.
+        self.host = self._find_host()
+        self.watch = OutageWatch(
+            bus,
+            alert_count=settings.failure_alert_count,
+            window_seconds=settings.window_seconds,
+            downtime_seconds=settings.downtime_alert_seconds,
+            failing=lambda: self.breaker.failure_count > 0,
+            host=self.host,
+        )
         self.client: redis.Redis = build_client(settings, self.gate)
         self.monitor = Monitor(
             lambda: self.client,
@@ -83,12 +88,31 @@ class Runtime:
             settings.health_check_interval,
             settings.recovery_interval,
             settings.open_seconds,
+            self.host,
         )
         self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
         signals.follow(bus, app)
         # Made here and not on first use: two of them would each know half of the connections.
         self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
         bus.subscribe(Transition, self._catch_up)
+
+    def _find_host(self) -> Membership | None:
+        """Return the place among the workers of this host.
+
+        Where the in-memory store may serve, an app under test for one, processes that happen to
+        have the same name and URL are no workers of one app, unless the settings say so.
+        """
+        settings, where = self.settings, self.settings.host_state
+        alone = (settings.development or self.app.testing) and where == "auto"
+        if where == "off" or alone or self.gate.memory_only:
+            return None
+        return Membership(
+            BoardName(self.app.name, settings.redis_url, settings.key_prefix),
+            where,
+            self.gate,
+            threshold=settings.failure_threshold,
+            window=settings.window_seconds,
+        )
 
     def _catch_up(self, change: Transition) -> None:
         if change.current is CircuitState.CLOSED:

@@ -26,8 +26,8 @@ circuit_state_changed = _signals.signal(
     :param previous: the :class:`~flask_redis_guard.CircuitState` before.
     :param current: the state now.
     :param reason: ``consecutive-failures``, ``failure-rate``, ``probe-failed``,
-        ``redis-answered``, ``probes-succeeded``, ``open-time-over``, ``operator`` or, on a
-        cluster, ``primary-replaced``.
+        ``redis-answered``, ``probes-succeeded``, ``open-time-over``, ``operator``,
+        ``another-worker`` or, on a cluster, ``primary-replaced``.
     :param failure_count: failures that led here.
     :param retry_after: seconds until a probe is let through; 0 unless it opened.
     """,
@@ -44,7 +44,8 @@ redis_failure = _signals.signal(
 
 redis_recovered = _signals.signal(
     "redis-recovered",
-    doc="""Redis serves again after the breaker had been open; sent once for each outage.
+    doc="""Redis serves again after the breaker had been open; sent once for each outage of
+    a host, by one of its workers.
 
     :param downtime: seconds since the outage's first failure.
     """,
@@ -61,7 +62,7 @@ failure_rate_high = _signals.signal(
 
 downtime_extended = _signals.signal(
     "downtime-extended",
-    doc="""Redis has been down for longer than the alert threshold; once for each outage.
+    doc="""Redis has been down for longer than the alert threshold; once for each outage of a host.
 
     :param downtime: seconds since the outage's first failure.
     """,
@@ -105,7 +106,7 @@ def follow(bus: Bus, app: Any) -> None:
 
     def relay(kind: type[E], signal: Signal, read: Callable[[E], dict[str, Any]]) -> None:
         def tell(event: E) -> None:
-            if signal.receivers:
+            if signal.receivers and not getattr(event, "told_elsewhere", False):
                 send(signal, app, **read(event))
 
         bus.subscribe(kind, tell)
@@ -131,7 +132,8 @@ def follow(bus: Bus, app: Any) -> None:
 
 
 def _fields(event: Any) -> dict[str, Any]:
-    return {name: getattr(event, name) for name in event.__slots__}
+    names = (name for name in event.__slots__ if name != "told_elsewhere")
+    return {name: getattr(event, name) for name in names}
 
 
 def send(signal: Signal, app: Any, **event: Any) -> None:

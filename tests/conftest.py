@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import ClusterSetup, RedisServer, SentinelSetup
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def _boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("boards")
+
+
+@pytest.fixture(autouse=True)
+def _own_host(_boards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is a host of its own: apps of others are no workers of its apps."""
+    monkeypatch.setenv("REDIS_GUARD_HOST_STATE", str(_boards / str(next(_numbers))))
 
 
 @pytest.fixture(scope="session")

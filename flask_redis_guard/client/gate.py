@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.outcomes import BUSY, Verdict, judge, judge_replies
-from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Refusal
+from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Permit, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
 from flask_redis_guard.events import Bus, CallBegan, CallFinished, CallRefused, RedisFailed
 
 logger = logging.getLogger("flask_redis_guard")
 
 T = TypeVar("T")
+
+
+class Lookout(Protocol):
+    """Who knows what other workers of the host know."""
+
+    def look(self) -> None:
+        """Read what is new, and have the breaker follow it."""
 
 
 class Gate:
@@ -56,6 +63,11 @@ class Gate:
         self.bus = bus or Bus()
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None
+        #: Asked by the first operation that begins after so much monotonic time; it sets another.
+        self.host: Lookout | None = None
+        self.look_at = float("inf")
+        #: When the last operation began that Redis has answered, on the monotonic clock.
+        self.succeeded = 0.0
 
     def run(
         self, name: str, call: Callable[[], T], *, probe: bool = False, answered: bool = True
@@ -108,11 +120,21 @@ class Gate:
         plain = self._plain
         permit = None if plain is None else plain.shared
         if permit is None:
-            answer = self.breaker.try_acquire(probe=probe)
-            if isinstance(answer, Refusal):
-                raise self.refuse(name, answer)
-            permit = answer
-        return Operation(self, name, self.timeout, permit)
+            permit = self._acquire(name, probe, time.monotonic())
+            return Operation(self, name, self.timeout, permit)
+        operation = Operation(self, name, self.timeout, permit)
+        if operation.started >= self.look_at:
+            operation.permit = self._acquire(name, probe, operation.started)
+        return operation
+
+    def _acquire(self, name: str, probe: bool, now: float) -> Permit:
+        """Ask the breaker, after a look at what other workers know if it is time for one."""
+        if now >= self.look_at and self.host is not None:
+            self.host.look()
+        answer = self.breaker.try_acquire(probe=probe)
+        if isinstance(answer, Refusal):
+            raise self.refuse(name, answer)
+        return answer
 
     def refuse(self, name: str, refusal: Refusal) -> CircuitOpen:
         """Return the error of a call that a breaker refused."""
@@ -134,6 +156,8 @@ class Gate:
             if operation.permit is not None and not operation.settled:
                 operation.settled = True
                 plain = self._plain
+                if plain is None or operation.permit is plain.shared:
+                    self.succeeded = operation.started
                 if plain is None or plain.pending or operation.permit is not plain.shared:
                     self.breaker.settle(operation.permit, Outcome.SUCCESS)
             if self.bus.calls:

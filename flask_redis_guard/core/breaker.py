@@ -21,7 +21,15 @@ from typing import Any, Generic, TypeVar
 from flask_redis_guard.core.arguments import check_counts, check_numbers
 from flask_redis_guard.core.process import ProcessLock
 
-__all__ = ["CircuitBreaker", "CircuitState", "Outcome", "Permit", "Refusal", "Transition"]
+__all__ = [
+    "ANOTHER_WORKER",
+    "CircuitBreaker",
+    "CircuitState",
+    "Outcome",
+    "Permit",
+    "Refusal",
+    "Transition",
+]
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -36,6 +44,9 @@ os.register_at_fork(after_in_child=dice.seed)
 
 #: The open time is stretched by up to this part, so that many processes do not probe in step.
 JITTER = 0.1
+
+#: The reason of transitions that follow what another worker of this host has found out.
+ANOTHER_WORKER = "another-worker"
 
 #: The window moves in steps of its own length divided by this.
 SLOTS = 10
@@ -90,7 +101,8 @@ class Transition:
     previous: CircuitState
     current: CircuitState
     #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``redis-answered``,
-    #: ``probes-succeeded``, ``open-time-over``, ``operator``; on a cluster ``primary-replaced``.
+    #: ``probes-succeeded``, ``open-time-over``, ``operator``, ``another-worker``; on a cluster
+    #: ``primary-replaced``.
     reason: str
     #: Failures that led here: consecutive ones, or those within the window.
     failures: int
@@ -171,6 +183,10 @@ class CircuitBreaker:
         self._expected_until = 0.0  # while open: when the background prober has asked again
         self._successes = 0
         self._leases = Leases(half_open_permits, lease_seconds)
+        #: What was counted before another worker's word opened it, as long as nothing else has.
+        self._borrowed: tuple[int, FailureWindow] | None = None
+        #: The last transition.
+        self.latest: Transition | None = None
 
     def try_acquire(self, *, probe: bool = False) -> Permit | Refusal:
         """Ask for leave to call Redis once.
@@ -288,6 +304,48 @@ class CircuitBreaker:
         """Let probes pass now: another server stands where the failed one stood."""
         self._open_until = self._expected_until = 0.0
 
+    # -- for what other workers of the host know -------------------------------------------------
+
+    @property
+    def borrowed(self) -> bool:
+        """Whether it is open for no other reason than :meth:`adopt`."""
+        return self._borrowed is not None
+
+    def adopt(self, failures: int) -> bool:
+        """Open because another worker found Redis away; only a closed breaker does.
+
+        :param failures: those that the other one has seen.
+        :returns: whether it opened.
+        """
+        with self._lock:
+            if self._state is not CircuitState.CLOSED:
+                return False
+            kept = self._consecutive, self._window
+            self._window = self._window.anew()
+            transition = self._enter(CircuitState.OPEN, ANOTHER_WORKER, failures)
+            self._borrowed = kept
+            if transition is not None:
+                self._announcer.add(transition)
+        self._announcer.deliver()
+        return True
+
+    def release(self) -> bool:
+        """Close what nothing but :meth:`adopt` had opened; its own failures count as before.
+
+        :returns: whether it closed.
+        """
+        with self._lock:
+            kept = self._borrowed
+            if kept is None or self._state not in (CircuitState.OPEN, CircuitState.HALF_OPEN):
+                return False
+            transition = self._enter(CircuitState.CLOSED, ANOTHER_WORKER, 0)
+            self._consecutive, self._window = kept
+            self.pending = bool(self._consecutive or self._window)
+            if transition is not None:
+                self._announcer.add(transition)
+        self._announcer.deliver()
+        return True
+
     # -- under the lock ------------------------------------------------------------------------
 
     def _decide(self, probe: bool) -> Permit | Refusal:
@@ -348,6 +406,7 @@ class CircuitBreaker:
             return transition
         if outcome is Outcome.FAILURE:
             self._consecutive += 1
+            self._borrowed = None  # it has seen for itself
             if self._clock() >= self._open_until:  # another open time, as after any failed probe
                 self._open_until = self._clock() + self._open_time()
         return None
@@ -387,11 +446,14 @@ class CircuitBreaker:
         self._open_until, self._expected_until = now + open_for, 0.0
         if state is CircuitState.CLOSED:
             self._consecutive = 0
+        if state is not CircuitState.HALF_OPEN:
+            self._borrowed = None
         previous, self._state, self._since = self._state, state, now
         self.shared = Permit(self._generation) if state in _EVERYBODY_PASSES else None
         if previous is state:
             return None
-        return Transition(previous, state, reason, failures, open_for)
+        self.latest = Transition(previous, state, reason, failures, open_for)
+        return self.latest
 
 
 # -- its parts -------------------------------------------------------------------------------------
@@ -490,6 +552,13 @@ class FailureWindow:
     def clear(self) -> None:
         """Forget everything."""
         self._slots.clear()
+
+    def anew(self) -> FailureWindow:
+        """Return an empty one of the same length."""
+        return FailureWindow(self._slot_seconds * SLOTS)
+
+    def __bool__(self) -> bool:
+        return bool(self._slots)
 
 
 class Announcer(Generic[T]):

@@ -6,9 +6,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from flask_redis_guard.core.breaker import CircuitState, Outcome, Transition
+from flask_redis_guard.core.breaker import ANOTHER_WORKER, CircuitState, Outcome, Transition
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import (
@@ -32,6 +32,25 @@ PROBE = "PROBE"
 FIRST_PAUSE, LONGEST_PAUSE = 60.0, 3600.0
 
 
+class Chorus(Protocol):
+    """The workers of this host, of which one tells the world what all of them see."""
+
+    @property
+    def failing_since(self) -> float:
+        """When the first worker met the outage, on the monotonic clock; 0 if none has."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds that this worker leaves to others, who come before it, to tell."""
+
+    def tells(self, what: str, since: float) -> bool:
+        """Whether this worker is to tell, because no other one has.
+
+        :param what: ``recovered`` or ``extended``.
+        :param since: the outage's beginning, on the monotonic clock.
+        """
+
+
 class OutageWatch:
     """Follow failures and transitions of one breaker.
 
@@ -44,6 +63,7 @@ class OutageWatch:
     :param downtime_seconds: age of an outage that emits :class:`DowntimeExtended`.
     :param failing: whether failures go on although a call came back, as on a cluster of which one
         primary is away.
+    :param host: the other workers of this host; ``None`` for a process that is for itself.
     :param clock: monotonic time in seconds.
     """
 
@@ -55,8 +75,10 @@ class OutageWatch:
         window_seconds: float,
         downtime_seconds: float,
         failing: Callable[[], bool] = lambda: False,
+        host: Chorus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._host = host
         self._bus = bus
         self._window_seconds = window_seconds
         self._downtime_seconds = downtime_seconds
@@ -118,6 +140,7 @@ class OutageWatch:
         if call.outcome is not Outcome.SUCCESS:
             return None
         recovered: float | None = None
+        began = self._began
         with self._lock:
             if self._reset:
                 recovered = self._recover()
@@ -126,12 +149,15 @@ class OutageWatch:
                 self._end()
                 if told:
                     logger.warning("Redis answers again after %.1f s", downtime)
-        return None if recovered is None else RedisRecovered(recovered)
+        return None if recovered is None else self._recovered(recovered, began)
 
     def _changed(self, transition: Transition) -> RedisRecovered | None:
         recovered: float | None = None
+        began = self._began
         with self._lock:  # before any receiver, which may be killed
             if transition.current is CircuitState.OPEN:
+                if began is None and transition.reason == ANOTHER_WORKER:
+                    self._begin(self._host_began())
                 self._opened, self._reset = True, False
                 self._bus.subscribe(CallRefused, self._tick)
             elif transition.current in (CircuitState.CLOSED, CircuitState.DISABLED):
@@ -140,13 +166,28 @@ class OutageWatch:
                 elif self._opened:  # an operator's word is no proof: the next success is
                     self._opened, self._reset = False, True
         self._log(transition, recovered)
-        return None if recovered is None else RedisRecovered(recovered)
+        if recovered is None:
+            return None
+        if transition.reason == ANOTHER_WORKER:
+            return RedisRecovered(recovered, told_elsewhere=True)
+        return self._recovered(recovered, began)
+
+    def _recovered(self, downtime: float, began: float | None) -> RedisRecovered:
+        host = self._host
+        first = host is None or host.tells("recovered", began or self._clock())
+        return RedisRecovered(downtime, told_elsewhere=not first)
+
+    def _host_began(self) -> float:
+        """Return when the outage began that another worker has met."""
+        return (0.0 if self._host is None else self._host.failing_since) or self._clock()
 
     def _log(self, transition: Transition, downtime: float | None) -> None:
         """Write the line that operators search for, with all that is known in it."""
         previous, current, reason = transition.previous, transition.current, transition.reason
         details: dict[str, Any] = {"reason": reason, "failures": transition.failures}
-        if reason == "operator":
+        if reason == ANOTHER_WORKER:
+            self._log_other(current, downtime, details)
+        elif reason == "operator":
             logger.warning("Circuit breaker set to %s by an operator", current.value, extra=details)
         elif current is CircuitState.OPEN and previous is CircuitState.HALF_OPEN:
             self._log_reopening(details)
@@ -163,6 +204,21 @@ class OutageWatch:
             logger.warning(
                 "Circuit breaker closing after successful operations: Redis serves again after "
                 "%.1f s",
+                downtime or 0.0,
+                extra=details,
+            )
+
+    @staticmethod
+    def _log_other(state: CircuitState, downtime: float | None, details: dict[str, Any]) -> None:
+        if state is CircuitState.OPEN:
+            logger.warning(
+                "Another worker of this host found Redis away: circuit breaker opening, what "
+                "needs Redis is refused with 503 until Redis answers again",
+                extra=details,
+            )
+        else:
+            logger.warning(
+                "Another worker of this host is served again: circuit breaker closing after %.1f s",
                 downtime or 0.0,
                 extra=details,
             )
@@ -187,13 +243,18 @@ class OutageWatch:
             self._bus.unsubscribe(CallRefused, self._tick)
         if self._began is None or not self._opened:
             return None
+        host, began = self._host, self._began
+        patience = 0.0 if host is None else host.patience
         with self._lock:
-            due = self.downtime >= self._downtime_seconds and self._first("downtime")
+            long = self.downtime >= self._downtime_seconds + patience
+            due = long and self._first("downtime")
         if not due:
             return None
         self._bus.unsubscribe(CallRefused, self._tick)
-        logger.error("Redis has been down for more than %d seconds", self._downtime_seconds)
-        return DowntimeExtended(self.downtime)
+        first = host is None or host.tells("extended", began)
+        if first:
+            logger.error("Redis has been down for more than %d seconds", self._downtime_seconds)
+        return DowntimeExtended(self.downtime, told_elsewhere=not first)
 
     def _begin(self, now: float) -> None:
         self._began = now

@@ -70,6 +70,32 @@ class Probed(Protocol):
         """Ask without writing, for a user who may not write."""
 
 
+class Neighbours(Protocol):
+    """The workers of this host, which share what they know of one breaker."""
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """The breaker that is shared."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is this worker's turn to ask whether Redis is back."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether Redis is away for this worker alone: it has to find out for itself, and now."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds within which to look again."""
+
+    def look(self) -> None:
+        """Read what is new, and have the breaker follow it."""
+
+    def beat(self, seconds: float) -> None:
+        """Say that this worker is at work, and will say so again within so many seconds."""
+
+
 class _Server:
     """The one server that a client with one breaker may ask."""
 
@@ -107,6 +133,8 @@ class _Circuit:
         self.due = 0.0
         self.recovered_at: float | None = None
         self.write_again_at = 0.0
+        #: Whether other workers of the host are served, as of the last turn.
+        self.alone = False
         #: Whether the server refuses the write, and the failure was one that only a write shows.
         self.blind = False
 
@@ -122,6 +150,7 @@ class Monitor:
         calls have to find out after the open time.
     :param open_seconds: that open time. The recovery interval grows up to it where Redis fails
         again right after each recovery; one that is no shorter has no use and is taken for 0.
+    :param host: the other workers; ``None`` for a process that is for itself.
     """
 
     def __init__(
@@ -132,7 +161,9 @@ class Monitor:
         interval: float,
         recovery_interval: float = 0.0,
         open_seconds: float = 30.0,
+        host: Neighbours | None = None,
     ) -> None:
+        self._host = host
         self._client = client
         self._gate = gate
         self._key = key
@@ -306,7 +337,7 @@ class Monitor:
             if state is CircuitState.OPEN and not circuit.opened:
                 self._opened(circuit)
             elif state in (CircuitState.CLOSED, CircuitState.DISABLED) and circuit.opened:
-                circuit.opened = circuit.blind = self._of_writes = False
+                circuit.opened = circuit.blind = circuit.alone = self._of_writes = False
                 proven = transition.reason != "operator"
                 circuit.recovered_at = time.monotonic() if proven else None
 
@@ -326,10 +357,26 @@ class Monitor:
     # -- in the background -----------------------------------------------------------------------
 
     def _turn(self) -> float | None:
+        host = self._host
+        if host is not None:
+            host.look()
         if not self._wanted():
+            if host is not None:
+                host.beat(0)
             return None
+        pause = self._take_turn()
+        if pause is not None and host is not None:
+            pause = min(pause, host.pause)
+            host.beat(pause)
+        return pause
+
+    def _take_turn(self) -> float | None:
         circuits = self._circuits()
-        pauses = [self._recover(circuit) for circuit in circuits if self._is_open(circuit)]
+        pauses = [
+            self._recover(circuit) if self._asks(circuit) else self._leave_it(circuit)
+            for circuit in circuits
+            if self._is_open(circuit)
+        ]
         if self.interval:
             if time.monotonic() >= self._next_check or any(map(self._is_half_open, circuits)):
                 self._check_regularly([one for one in circuits if not self._is_kept_out(one)])
@@ -337,6 +384,23 @@ class Monitor:
             pauses += [self._next_check - time.monotonic(), *map(self._rest, circuits)]
         self._bus.emit(Tick())
         return min(pauses) if pauses else None
+
+    def _asks(self, circuit: _Circuit) -> bool:
+        """Whether this process asks an open breaker's server, and not another one of the host."""
+        host = self._host
+        if host is None or circuit.target.breaker is not host.breaker:
+            return True
+        if host.is_over and not circuit.alone:
+            circuit.due = 0.0  # others are served again
+        circuit.alone = host.is_over
+        if host.asks:
+            host.beat(self._patience)
+        return host.asks
+
+    def _leave_it(self, circuit: _Circuit) -> float:
+        """Have users wait for what another process finds out; return when to look again."""
+        circuit.target.breaker.expect_probe(self._patience)
+        return self._recovery_interval
 
     def _recover(self, circuit: _Circuit) -> float:
         """Ask an open breaker's server if that is due; return the seconds until it is again."""

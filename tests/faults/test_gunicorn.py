@@ -196,12 +196,15 @@ def test_limit_and_outages(running: Running) -> None:
         assert len(workers) == running.workers
         for steps in workers.values():
             assert steps.count(("closed", "open")) == 1
-            assert steps.count(("half-open", "closed")) == 1
+            # By its own probes, or by those of another worker of the host.
+            assert [current for _, current in steps].count("closed") == 1
             assert steps[0] == ("closed", "open")
             for before, after in pairwise(steps):
                 assert before[1] == after[0]
     log = running.app.log()
-    assert log.count("Circuit breaker opening after") == 2 * running.workers
+    opened = [log.count(text) for text in ("breaker opening after", "breaker opening, what needs")]
+    assert sum(opened) == 2 * running.workers
+    assert opened[0] >= 2
     assert "Traceback" not in log
 
 

@@ -151,7 +151,7 @@ def test_every_metric_over_two_workers(own_server: RedisServer, tmp_path: Path) 
         assert value(samples, "redis_guard_session_failures_total", operation="load") == 3
         refusals = "redis_guard_refusals_total"
         failed = value(samples, "redis_guard_calls_total", outcome="failure", reason="connection")
-        assert failed >= 6
+        assert failed >= 3  # the other worker need not meet as many before it refuses, too
         assert value(samples, refusals, reason="connection") == failed
         assert value(samples, refusals, reason="circuit-open") == value(
             samples, "redis_guard_calls_total", outcome="refused", reason="circuit-open"

@@ -51,7 +51,9 @@ def run_python(code: str, *, timeout: float = 30.0, env: Mapping[str, str] | Non
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(env),
+            env=_environment(
+                {"REDIS_GUARD_HOST_STATE": str(Path(directory, "board")), **(env or {})}
+            ),
             start_new_session=True,
             text=True,
         ) as process:
@@ -97,7 +99,9 @@ class GunicornApp:
         self.workers = workers
         self.ready_path = ready_path
         self.process: subprocess.Popen[bytes] | None = None
-        self._env = _environment(env)
+        # The host of this test alone.
+        board = {"REDIS_GUARD_HOST_STATE": str(self.directory / "board")}
+        self._env = _environment({**board, **(env or {})})
         source = app.read_text() if isinstance(app, Path) else textwrap.dedent(app)
         (self.directory / "app_under_test.py").write_text(source)
         self._lease = PortLease()

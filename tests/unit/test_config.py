@@ -60,6 +60,7 @@ KEYS: dict[str, tuple[Any, str, Any, list[Any]]] = {
     "REDIS_GUARD_SESSION_MAX_PER_USER": (1000, "3", 3, WHOLE_BAD),
     "REDIS_GUARD_HEALTH_TOKEN": (None, "t" * 16, "t" * 16, ["", "short", "a b" * 9, 5]),
     "REDIS_GUARD_READY": ("live", "redis", "redis", ["", "yes", None, 5, "Live"]),
+    "REDIS_GUARD_HOST_STATE": ("auto", "/run/shop", "/run/shop", ["", "on", "run/shop", None, 5]),
     "REDIS_GUARD_METRICS": (False, "yes", True, ["", "maybe", 2, None]),
     "REDIS_GUARD_ALERT_COOLDOWN_SECONDS": (300.0, "2.5", 2.5, SECONDS_BAD),
     "REDIS_GUARD_ALERT_TIMEOUT": (15.0, "2.5", 2.5, SECONDS_BAD),

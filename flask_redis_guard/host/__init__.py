@@ -1,0 +1,1 @@
+"""What the workers of one host share; no Redis, no Flask."""
