@@ -69,8 +69,8 @@ MUTANTS = (
         "client/gate.py",
         (
             (
-                "                raise self.refuse(name, answer)\n",
-                '                answer = type("Any", (), {"generation": -1})()\n',
+                "            raise self.refuse(name, answer)\n",
+                '            answer = type("Any", (), {"generation": -1})()\n',
             ),
         ),
         ("tests/faults/test_session_faults.py::test_with_the_breaker_open_it_is_refused_at_once",),
