@@ -16,18 +16,13 @@ from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.transport.commands import PLAIN, is_plain
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.client.transport.foreign import adopt
-from flask_redis_guard.client.transport.pool import GuardedPool
-from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
+from flask_redis_guard.client.transport.pool import GuardedPool, no_retries
+from flask_redis_guard.errors import RedisUnavailable
 
 
 def operation_name(args: tuple[Any, ...]) -> str:
     """Return what an operation is called: the command's name, never its arguments."""
     return str(args[0]).upper() if args else "COMMAND"
-
-
-def no_retries(retry: Any) -> ConfigurationError:
-    """Return the error of who would have a client try again."""
-    return ConfigurationError("retry", type(retry).__name__, "nothing: one operation is one try")
 
 
 def _is_observed() -> bool:

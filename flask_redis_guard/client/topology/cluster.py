@@ -37,7 +37,6 @@ from flask_redis_guard.client.redis import (
     GuardedMonitor,
     GuardedPubSub,
     GuardedScript,
-    no_retries,
     operation_name,
 )
 from flask_redis_guard.client.topology.shards import ClusterBreaker, Passage
@@ -46,7 +45,7 @@ from flask_redis_guard.client.transport.connections import (
     TCPConnection,
     TLSConnection,
 )
-from flask_redis_guard.client.transport.pool import GuardedPool
+from flask_redis_guard.client.transport.pool import GuardedPool, no_retries
 from flask_redis_guard.client.transport.sockets import is_ready
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState, Outcome
 

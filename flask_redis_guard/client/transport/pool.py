@@ -19,7 +19,7 @@ from flask_redis_guard.client.channel import Channel
 from flask_redis_guard.client.operation import Operation, current
 from flask_redis_guard.client.transport.connections import GuardedConnection
 from flask_redis_guard.core.process import watch_forks
-from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.errors import ConfigurationError, RedisUnavailable
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.gate import Gate
@@ -35,6 +35,11 @@ _NAMED = (
 
 #: Connections that a pool has at most, whatever it is told.
 _MOST = 65_536
+
+
+def no_retries(retry: Any) -> ConfigurationError:
+    """Return the error of who would have a client try again."""
+    return ConfigurationError("retry", type(retry).__name__, "nothing: one operation is one try")
 
 
 class _Claim:
@@ -70,6 +75,13 @@ class GuardedPool(ConnectionPool):
         self.channel = None if str(connection_options.get("protocol", 2)) == "3" else Channel(self)
         super().__init__(**connection_options)
         watch_forks(self)
+
+    def set_retry(self, retry: Any) -> None:
+        """Refuse, as the client does.
+
+        :raises ConfigurationError: always.
+        """
+        raise no_retries(retry)
 
     def after_fork(self) -> None:
         """Start empty: what is connected belongs to the parent process."""

@@ -99,3 +99,9 @@ def test_no_client_is_made_to_try_again(url: str) -> None:
     client = Guarded(url).client
     with pytest.raises(ConfigurationError, match="one operation is one try"):
         client.set_retry(Retry(NoBackoff(), 3))
+
+
+def test_no_pool_is_made_to_try_again() -> None:
+    pool = Guarded("redis://127.0.0.1:1").client.connection_pool
+    with pytest.raises(ConfigurationError, match="one operation is one try"):
+        pool.set_retry(Retry(NoBackoff(), 3))
