@@ -14,13 +14,13 @@ from redis.connection import AbstractConnection, parse_url
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.redis import GuardedRedis
-from flask_redis_guard.client.topology.cluster import (
-    GuardedCluster,
+from flask_redis_guard.client.topology.cluster import GuardedCluster
+from flask_redis_guard.client.topology.memory import memory_pool
+from flask_redis_guard.client.topology.nodes import (
     NodePool,
     NodeTCPConnection,
     NodeTLSConnection,
 )
-from flask_redis_guard.client.topology.memory import memory_pool
 from flask_redis_guard.client.topology.sentinel import (
     SentinelPool,
     Sentinels,
