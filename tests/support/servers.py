@@ -242,6 +242,13 @@ class RedisServer:
         self._lease = PortLease(with_cluster_bus="cluster-enabled" in self._options)
         self._write_configuration()
 
+    def configure(self, name: str, value: str | int) -> None:
+        """Set a directive now and for all starts to come."""
+        with self.client() as client:
+            client.config_set(name, value)
+        self._options = {**self._options, name: value}
+        self._write_configuration()
+
     def _write_configuration(self) -> None:
         lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}"]
         options = dict(self._options)

@@ -233,8 +233,7 @@ class ClusterSetup(_Topology):
             self._ask(replica, "REPLICATE", self._ask(primary, "MYID"))
         eventually(self.settled, 60, "cluster_state:ok and the replicas in sync")
         for server in self.servers:
-            with server.client() as client:
-                client.config_set("cluster-node-timeout", self.node_timeout_ms)
+            server.configure("cluster-node-timeout", self.node_timeout_ms)
 
     @property
     def url(self) -> str:
