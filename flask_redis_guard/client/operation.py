@@ -211,7 +211,10 @@ class Operation:
         return self.entered and not self.settled
 
     def __enter__(self) -> Operation:
-        self._outer, self.entered = _entered_last(), True
+        outer = _entered_last()
+        if outer is self:
+            raise RuntimeError("an operation is entered once: it would be its own outer one")
+        self._outer, self.entered = outer, True
         innermost.set(self)
         return self
 

@@ -12,7 +12,6 @@ import redis
 from redis.client import NEVER_DECODE
 from redis.exceptions import NoScriptError
 
-from flask_redis_guard.client.channel import Channel
 from flask_redis_guard.client.operation import Operation, current, innermost
 from flask_redis_guard.client.outcomes import judge
 from flask_redis_guard.client.replies import read_reply
@@ -185,7 +184,7 @@ class Script:
         gate.succeed(operation)
         return reply
 
-    def _introduce(self, channel: Channel, operation: Operation, packed: bytes) -> Any:
+    def _introduce(self, channel: Any, operation: Operation, packed: bytes) -> Any:
         """Send the script itself, which the server keeps for the next call."""
         reply = channel.ask(operation, packed.replace(self._by_digest, self._by_text, 1))
         channel.known.add(self.digest)

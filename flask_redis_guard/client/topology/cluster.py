@@ -17,30 +17,36 @@ import redis
 from redis import exceptions as redis_errors
 from redis._parsers import Encoder
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.cluster import (
     ClusterPipeline,
     ClusterPubSub,
     NodesManager,
     get_node_name,
 )
+from redis.crc import key_slot
 from redis.retry import Retry
 
+from flask_redis_guard.client.channel import Channel
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.operation import DeadlineLock, current
+from flask_redis_guard.client.operation import DeadlineLock, Operation, current
 from flask_redis_guard.client.redis import (
     GuardedMonitor,
     GuardedPubSub,
     GuardedScript,
     operation_name,
 )
+from flask_redis_guard.client.replies import read_reply
 from flask_redis_guard.client.topology.map import REFRESH_SECONDS, ClusterMap
-from flask_redis_guard.client.topology.nodes import NodePool
+from flask_redis_guard.client.topology.nodes import NodePool, note
 from flask_redis_guard.client.topology.shards import ClusterBreaker
 from flask_redis_guard.client.transport.pool import no_retries
 from flask_redis_guard.core.breaker import CircuitBreaker, CircuitState
 
 #: Tries at finding a key for each primary; each has one chance in the number of primaries.
 _TRIES = 10_000
+#: The replies of a node to what it has not carried out, but which another one may.
+_NOT_CARRIED_OUT = (redis_errors.MovedError, redis_errors.AskError, redis_errors.TryAgainError)
 #: How often a command is redirected; redis-py's own number.
 _REDIRECTIONS = 16
 
@@ -80,8 +86,6 @@ class GuardedCluster(redis.RedisCluster):
     :param options: for ``redis.RedisCluster``.
     """
 
-    channel: None = None
-
     def __init__(
         self,
         gate: Gate,
@@ -90,6 +94,7 @@ class GuardedCluster(redis.RedisCluster):
         **options: Any,
     ) -> None:
         self.gate = gate
+        self.channel = ClusterChannel(self)
         self._seeds = tuple(seeds)
         self._pool_class = pool_class
         self._options = options
@@ -151,6 +156,14 @@ class GuardedCluster(redis.RedisCluster):
         if operation is None:
             raise RuntimeError("a cluster is asked inside operations only")
         self.map.ensure(operation)
+
+    def pool_for(self, slot: int) -> NodePool:
+        """Return the pool of the primary that serves a slot.
+
+        :raises redis.RedisError: if the map knows none.
+        """
+        node = self._nodes.get_node_from_slot(slot)
+        return cast("NodePool", self.get_redis_connection(node).connection_pool)
 
     def execute_command(self, *args: Any, **kwargs: Any) -> Any:
         """Send one command, as one operation."""
@@ -251,6 +264,76 @@ class GuardedCluster(redis.RedisCluster):
             if each is breaker:
                 return self._nodes.get_node(node_name=name)
         return None
+
+
+class ClusterChannel:
+    """Leads packed commands to the primary of their keys, where callers share round trips.
+
+    What a node does not carry out, since the slot is on its way or the map is old, goes on by way
+    of redis-py, which follows redirections.
+
+    :param cluster: the client.
+    """
+
+    def __init__(self, cluster: GuardedCluster) -> None:
+        self._cluster = cluster
+        #: Digests of the scripts that one of the nodes has been given.
+        self.known: set[bytes] = set()
+
+    def ask(self, operation: Operation, packed: bytes) -> Any:
+        """Send one command, and return its reply in bytes; an error as an exception.
+
+        :param operation: the caller's.
+        :param packed: a call of a script, as it is sent; its keys are in one slot.
+        :raises redis.RedisError: if there is none.
+        """
+        cluster = self._cluster
+        with operation:
+            cluster.ready()
+            pool = cluster.pool_for(key_slot(_first_key(packed)))
+        reply = None
+        if pool.channel is not None:
+            reply = self._ask_node(pool, pool.channel, operation, packed)
+        if pool.channel is None or isinstance(reply, _NOT_CARRIED_OUT):
+            with operation:
+                return self._by_redis_py(packed)
+        if isinstance(reply, redis_errors.ClusterDownError):
+            raise redis_errors.ConnectionError(f"CLUSTERDOWN {reply}") from reply
+        return reply
+
+    def _ask_node(
+        self, pool: NodePool, channel: Channel, operation: Operation, packed: bytes
+    ) -> Any:
+        pool.visit(operation)
+        try:
+            reply = channel.ask(operation, packed)
+        except Exception as exc:
+            self._cluster.map.stale = True
+            note(operation, pool.node, exc)
+            raise
+        error = reply if isinstance(reply, Exception) else None
+        if isinstance(error, redis_errors.ClusterDownError):
+            self._cluster.map.stale = True
+        note(operation, pool.node, error)
+        return reply
+
+    def _by_redis_py(self, packed: bytes) -> Any:
+        command, code, keys, *words = read_reply(packed, 0)[0]
+        try:
+            return self._cluster.execute_command(
+                command.decode(), code, int(keys), *words, **{NEVER_DECODE: True}
+            )
+        except redis_errors.NoScriptError as unknown:
+            return unknown
+
+
+def _first_key(packed: bytes) -> bytes:
+    """Return the first key of a packed call of a script."""
+    *_, length, key = packed.split(b"\r\n", 9)[:9]
+    if length == b"$%d" % len(key):
+        return key
+    found: bytes = read_reply(packed, 0)[0][3]  # there is a line's end in it, or in the script
+    return found
 
 
 def _here() -> object:

@@ -141,10 +141,10 @@ class NodePool(GuardedPool):
         if not isinstance(connection, _Unasked):
             super().release(connection)
 
-    def take(self, operation: Operation) -> Any:
-        """Take a connection, if the breaker of this node lets the operation pass.
+    def visit(self, operation: Operation) -> None:
+        """Have an operation pass the breaker of this node, unless it has done so.
 
-        :raises CircuitOpen: if it does not; no socket is touched.
+        :raises CircuitOpen: if it may not; no socket is touched then.
         """
         permit = operation.permit
         if isinstance(permit, Passage):
@@ -152,6 +152,13 @@ class NodePool(GuardedPool):
             refusal = breaker.visit(permit, self.node)
             if refusal is not None:
                 raise self.gate.refuse(operation.name, refusal)
+
+    def take(self, operation: Operation) -> Any:
+        """Take a connection, if the breaker of this node lets the operation pass.
+
+        :raises CircuitOpen: if it does not; no socket is touched.
+        """
+        self.visit(operation)
         try:
             return super().take(operation)
         except Exception as exc:

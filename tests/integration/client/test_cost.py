@@ -11,8 +11,8 @@ import pytest
 import redis
 from flask import Flask
 
-from flask_redis_guard import CircuitOpen, RedisGuard
-from tests.support import RedisServer
+from flask_redis_guard import CircuitOpen, RateLimiter, RedisGuard
+from tests.support import ClusterSetup, RedisServer
 from tests.support.guarded import Guarded
 
 PACKAGE = "flask_redis_guard."
@@ -80,4 +80,16 @@ def test_a_command_is_one_command(ask: Callable[[Any], object], redis_server: Re
     for _ in range(10):
         ask(guarded.client)
     assert redis_server.calls() - before == 10
+    guarded.close()
+
+
+def test_a_decision_on_a_cluster_costs_less_than_a_command_of_redis_py(
+    cluster_setup: ClusterSetup,
+) -> None:
+    guarded = Guarded(cluster_setup.url)
+    limiter = RateLimiter(guarded.client)
+    ours, _ = profiled(lambda: limiter.hit("1000/minute", "somebody"))
+    with cluster_setup.client() as plain:
+        theirs, _ = profiled(lambda: plain.incr("k"))
+    assert ours <= theirs
     guarded.close()

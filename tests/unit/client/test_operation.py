@@ -72,3 +72,11 @@ def test_a_server_that_drips_uses_it_up(monkeypatch: pytest.MonkeyPatch) -> None
         drips += 1
     assert drips == 17
     assert not operation.was_away
+
+
+def test_an_operation_that_is_under_way_is_not_entered_again() -> None:
+    operation = make(1)
+    with operation, pytest.raises(RuntimeError, match="entered once"):
+        operation.__enter__()
+    with operation:  # but what has left it may come back
+        assert operation.active
