@@ -94,6 +94,11 @@ def careless_app() -> Flask:
     def cached() -> str:
         return "cached"
 
+    @app.get("/cached-visits")
+    @cache.cached(10)
+    def cached_visits() -> str:
+        return str(client.incr("visits"))
+
     @app.get("/news")
     def news() -> str:
         try:
@@ -220,6 +225,21 @@ def test_what_the_advice_says_helps() -> None:
     assert of(report, "GET /search")["refused"] == of(report, "login")["hang"] == "refused"
 
 
+def test_a_limit_that_runs_out_meanwhile_proves_nothing() -> None:
+    app = Flask("short")
+    options = {**BOUNDED, "socket_timeout": 0.4}
+    limiter = Limiter(
+        get_remote_address,
+        app=app,
+        storage_uri=NOWHERE,
+        storage_options=options,
+        swallow_errors=True,
+    )
+    app.get("/search")(limiter.limit("2/second")(lambda: "found"))
+    report = audit(app, faults=["hang"], patience=3.0)
+    assert of(report, "GET /search") == {"hang": "served"}
+
+
 def test_what_fails_beside_others_only_is_asked_again_alone() -> None:
     """Flask-Limiter falls back for the first to meet the outage; others beside it get an error."""
     app = Flask("falling-back")
@@ -261,6 +281,13 @@ def test_a_cache_is_faulted_too(careless: AuditReport) -> None:
     cause = next(one.cause for one in careless.bad() if one.request == "GET /cached")
     assert cause is not None
     assert cause.library == "flask_caching"
+
+
+def test_the_cause_is_the_innermost_line(careless: AuditReport) -> None:
+    (cause, *_) = [one.cause for one in careless.bad() if one.request == "GET /cached-visits"]
+    assert cause is not None
+    assert "in cached_visits()" in cause.where
+    assert cause.library == ""
 
 
 def test_what_does_without_redis_is_served(careless: AuditReport) -> None:
@@ -349,7 +376,7 @@ def test_the_table_says_what_to_do(careless: AuditReport) -> None:
     assert "500" in rows["GET /visits"]
     assert "What to do" in table
     assert "GET /orders/<int:number>" in table
-    assert table.splitlines()[-1].startswith("FAILED: 3 of 4 requests fail in an outage")
+    assert table.splitlines()[-1].startswith("FAILED: 4 of 5 requests fail in an outage")
     assert "\x1b[" in as_table(careless, colour=True)
 
 
@@ -364,7 +391,7 @@ def test_json_and_junit(careless: AuditReport) -> None:
     assert len(tree.findall(".//failure")) == len(careless.bad()) == int(tree.get("failures", ""))
     assert len(tree.findall(".//skipped")) == 3
     only_hang = ET.fromstring(as_junit(careless, ["hang"]))
-    assert len(only_hang.findall(".//failure")) == 2
+    assert len(only_hang.findall(".//failure")) == 3
 
 
 def test_verdicts_that_are_none(careless: AuditReport) -> None:

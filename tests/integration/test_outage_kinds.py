@@ -32,7 +32,7 @@ TOLD: dict[Kind, tuple[type[Exception], str]] = {
 
 def make_app(url: str, name: str = "kinds", **config: Any) -> Flask:
     app = Flask(name)
-    app.config.update(REDIS_URL=url, ENVIRONMENT="testing", REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
+    app.config.update(REDIS_URL=url, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0)
     app.config.update(REDIS_GUARD_TIMEOUT=0.2, **config)
     RedisGuard(app)
     return app
@@ -103,11 +103,24 @@ def test_an_empty_store_takes_every_login() -> None:
 
 
 @pytest.mark.parametrize("kind", ["read-only", "out-of-memory"])
-def test_a_transaction_that_writes_is_given_up(app: Flask, outside: Any, kind: Kind) -> None:
+def test_a_transaction_that_writes_is_given_up(
+    app: Flask, outside: Any, redis_server: RedisServer, kind: Kind
+) -> None:
     with outage(app, kind):
         with pytest.raises(redis.exceptions.ResponseError):
             outside.pipeline().get("n").set("n", "2").execute()
         assert outside.pipeline().get("n").execute() == [b"1"]
+        connection = redis.Connection("127.0.0.1", redis_server.port)
+        for words, answer in ((("MULTI",), b"OK"), (("GET", "n"), b"QUEUED")):
+            connection.send_command(*words)
+            assert connection.read_response() == answer
+        connection.send_command("SET", "n", "2")
+        with pytest.raises(redis.exceptions.ResponseError):
+            connection.read_response()
+        connection.send_command("EXEC")
+        with pytest.raises(redis.exceptions.ExecAbortError):
+            connection.read_response()
+        connection.disconnect()
     assert outside.pipeline().get("n").set("n", "2").execute() == [b"1", True]
 
 
@@ -203,8 +216,9 @@ def test_asynchronous_clients(redis_server: RedisServer) -> None:
     assert answer("/n").text == "2"
 
 
-def test_it_leaves_no_thread_and_no_socket(app: Flask, outside: Any) -> None:
-    before = threading.active_count()
+def test_it_leaves_no_thread_and_no_socket(
+    app: Flask, outside: Any, redis_server: RedisServer
+) -> None:
     connect = redis.Connection._connect
     with outage(app, "hang"), pytest.raises(redis.TimeoutError):
         outside.ping()
@@ -212,10 +226,12 @@ def test_it_leaves_no_thread_and_no_socket(app: Flask, outside: Any) -> None:
     for thread in threading.enumerate():
         if thread.name == "redis-wire":
             thread.join(5)
-    assert threading.active_count() == before
+            assert not thread.is_alive()
     assert outside.ping() is True
-    host = outside.connection_pool.get_connection()._sock.getpeername()
-    assert host[1] == outside.connection_pool.connection_kwargs["port"]
+    fresh: Any = redis.Connection("127.0.0.1", redis_server.port)
+    fresh.connect()
+    assert fresh._sock.getpeername() == ("127.0.0.1", redis_server.port)
+    fresh.disconnect()
 
 
 # -- the wire's format -------------------------------------------------------------------------
