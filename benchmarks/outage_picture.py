@@ -241,14 +241,14 @@ STYLE = """
 .b{fill:#f3f4f9}.p{fill:#fff;stroke:#dfe2ee}.t{fill:#171a2b;font:600 16px system-ui,sans-serif}
 .s{fill:#565d78;font:13px system-ui,sans-serif}.n{fill:#b3163c;font:600 13px system-ui,sans-serif}
 .g{fill:#0f7048;font:600 13px system-ui,sans-serif}.away{fill:#f2f3f8}
-.up{fill:#35b37e}.down{fill:#d4213d}
-.c200{fill:#35b37e}.c401{fill:#4f8df7}.c429{fill:#f0b13c}.c503{fill:#8590b5}.c500{fill:#d4213d}
+.up{fill:#1f9d68}.down{fill:#d4213d}
+.c200{fill:#1f9d68}.c401{fill:#3b7df0}.c429{fill:#f2b33f;stroke:#b97800;stroke-width:.8}.c503{fill:#7480a8}.c500{fill:#d4213d}
 .cbeyond{fill:#e0218a}.late{fill:none;stroke:#d4213d;stroke-width:1.5}
 .m{fill:none;stroke:#fff;stroke-width:1.7;stroke-linecap:round}
 @media (prefers-color-scheme:dark){.b{fill:#0d101b}
 .p{fill:#161a29;stroke:#2a3048}.t{fill:#e9ebf6}.s{fill:#a2a9c6}
 .n{fill:#ff96aa}.g{fill:#6fe0ac}.away{fill:#1f253a}.up,.c200{fill:#2fa876}.c401{fill:#4c86ee}
-.c429{fill:#e5a633}.c503{fill:#68739d}.c500,.down{fill:#e0314d}.cbeyond{fill:#f23d9e}
+.c429{fill:#e5a633;stroke:none}.c503{fill:#68739d}.c500,.down{fill:#e0314d}.cbeyond{fill:#f23d9e}
 .late{stroke:#ff5d76}}
 """
 #: What is drawn into a square, so that nothing depends on its colour alone.

@@ -25,10 +25,14 @@ from werkzeug.serving import make_server
 from example_app.embedded import EmbeddedServer, die_with_parent, find_binary
 from example_app.laboratory import DEEDS, Laboratory
 
-#: Shorter than the defaults of 5 and 300 seconds, for visitors who watch.
+#: Shorter than the defaults of 5, 300, 300, 1 and 30 seconds, for visitors who watch, and who break
+#: Redis again before it has been well for a minute: that doubles the interval of recovery checks.
 IMPATIENCE = {
     "REDIS_GUARD_HEALTH_CHECK_INTERVAL": "2",
     "REDIS_GUARD_DOWNTIME_ALERT_SECONDS": "30",
+    "REDIS_GUARD_ALERT_COOLDOWN_SECONDS": "10",
+    "REDIS_GUARD_RECOVERY_INTERVAL": "0.25",
+    "REDIS_GUARD_OPEN_SECONDS": "10",
 }
 #: Each WebSocket of the chat takes one.
 THREADS = 24

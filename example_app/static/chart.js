@@ -13,7 +13,7 @@ let colours = {};
 /** Read the colours from the style sheet: at the start, and when light and dark change places. */
 export function readColours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["s200", "s401", "s429", "s503", "s500", "beyond", "wait", "soft", "line", "dead", "hanging", "slow", "running", "mark", "tint"];
+  const names = ["s200", "s401", "s429", "s503", "s500", "beyond", "edge", "wait", "soft", "line", "dead", "hanging", "slow", "running", "mark", "tint"];
   colours = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
@@ -56,6 +56,14 @@ function square(context, outcome, x, y, size, late = false) {
   context.beginPath();
   context.roundRect(x, y, size, size, 2);
   context.fill();
+  if (outcome === "s429") { // too bright to stand out from a white card by itself
+    context.lineWidth = 1;
+    context.strokeStyle = colours.edge;
+    context.beginPath();
+    context.roundRect(x + 0.5, y + 0.5, size - 1, size - 1, 1.5);
+    context.stroke();
+    return;
+  }
   context.strokeStyle = colours.mark;
   context.beginPath();
   if (outcome === "s500") {

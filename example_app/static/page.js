@@ -56,7 +56,7 @@ function verdict(lane) {
   const recent = lane.recent(2), waiting = lane.waiting();
   const has = (...outcomes) => recent.some((one) => outcomes.includes(one.outcome));
   const oldest = waiting.length ? Date.now() / 1000 - Math.min(...waiting.map((one) => one.sent)) : 0;
-  if (oldest > 1.2) return ["bad", `Hanging: ${waiting.length} requests wait, for up to ${Math.round(oldest)} s`];
+  if (oldest > 1.2) return ["bad", `Hanging: ${waiting.length} wait, for up to ${Math.round(oldest)} s`];
   if (has("beyond") && has("s500")) return ["bad", "Every guess let in, baskets lost"];
   if (has("beyond")) return ["bad", "Every guess let in"];
   if (has("s500", "none")) return ["bad", "Answers 500"];
