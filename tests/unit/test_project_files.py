@@ -94,6 +94,13 @@ def test_actions_are_pinned_by_commit_and_rights_are_named(path: Path) -> None:
         assert re.search(re.escape(action) + r" # v\d+\.\d+\.\d+$", path.read_text(), re.MULTILINE)
 
 
+def test_files_of_yaml_can_be_read() -> None:
+    files = [*ROOT.glob(".*.yaml"), *(ROOT / ".github").rglob("*.yml")]
+    assert len(files) >= 8
+    for path in files:
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path.name
+
+
 def test_workflow_runs_the_matrix_of_tox() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
     cells = workflow["jobs"]["matrix"]["strategy"]["matrix"]["include"]
