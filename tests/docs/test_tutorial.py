@@ -93,7 +93,7 @@ class Reader:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         shown = re.escape(output.strip()).replace("…", "(.|\n)*?")
