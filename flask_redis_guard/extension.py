@@ -13,12 +13,13 @@ from flask_redis_guard.config import Settings, warn_of_left_overs
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.core.process import gevent_is_to_patch
 from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
+from flask_redis_guard.host.operators import WorkerReport
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.runtime import EXTENSION, Runtime
 from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web import refusals
 from flask_redis_guard.web.alerts import Alerts
-from flask_redis_guard.web.cli import redis_guard_group
+from flask_redis_guard.web.cli import host_commands, redis_guard_group
 from flask_redis_guard.web.health.routes import Authorization, health_blueprint
 from flask_redis_guard.web.limits import ratelimit
 from flask_redis_guard.web.limits.cli import limit_commands
@@ -99,12 +100,23 @@ class RedisGuard:
                 "gunicorn call it in post_worker_init, not in post_fork."
             )
         else:
+            guarded.look()
             guarded.monitor.start()
 
     @property
     def breaker(self) -> CircuitBreaker:
         """The current app's circuit breaker."""
-        return runtime.current().breaker
+        guarded = runtime.current()
+        guarded.look()
+        return guarded.breaker
+
+    def workers(self, app: Flask | None = None) -> list[WorkerReport]:
+        """Return the app's worker processes on this host, as each has last said itself.
+
+        :param app: the app; the current one if not given.
+        :returns: none where the workers share nothing (``REDIS_GUARD_HOST_STATE``).
+        """
+        return (runtime.current() if app is None else runtime.of(app)).workers()
 
     @property
     def limiter(self) -> RateLimiter:
@@ -170,6 +182,7 @@ class RedisGuard:
         :raises RedisUnavailable: if the breaker is open.
         """
         guarded = runtime.current()
+        guarded.look()
         if guarded.breaker.refusing and not guarded.gate.in_memory:
             raise CircuitOpen(operation, "circuit-open", guarded.breaker.retry_after)
 
@@ -227,7 +240,9 @@ def _mount(guarded: Runtime, metrics: Metrics | None, routes: Routes) -> None:
             guarded.diagnose,
             guarded.monitor.check,
             *limit_commands(app, guarded, routes),
+            *host_commands(guarded.host),
             health_path=settings.health_url_prefix or "",
             token=settings.health_token,
+            begin=lambda: None if guarded.host is None else guarded.host.look_on(),
         )
     )

@@ -18,6 +18,7 @@ from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.events import Bus
 from flask_redis_guard.host.membership import Membership
+from flask_redis_guard.host.operators import Operators, WorkerReport
 from flask_redis_guard.host.places import BoardName
 from flask_redis_guard.limiting.limiter import RateLimiter
 from flask_redis_guard.limiting.slots import ConcurrencyLimiter, PlaceKeeper
@@ -90,7 +91,9 @@ class Runtime:
             settings.open_seconds,
             self.host,
         )
-        self.report = HealthReport(self.gate, self.monitor, self.watch, lambda: self.client)
+        self.report = HealthReport(
+            self.gate, self.monitor, self.watch, lambda: self.client, self.host
+        )
         signals.follow(bus, app)
         # Made here and not on first use: two of them would each know half of the connections.
         self.places = PlaceKeeper(lambda: self.concurrency, processes=settings.processes)
@@ -113,6 +116,18 @@ class Runtime:
             threshold=settings.failure_threshold,
             window=settings.window_seconds,
         )
+
+    def look(self) -> None:
+        """Have the breaker follow what other workers of this host know by now."""
+        if self.host is not None:
+            self.host.look()
+
+    def workers(self) -> list[WorkerReport]:
+        """Return the workers of this app on this host; none where nothing is shared."""
+        if self.host is None:
+            return []
+        self.host.look()
+        return Operators(self.host).workers()
 
     def _catch_up(self, change: Transition) -> None:
         if change.current is CircuitState.CLOSED:

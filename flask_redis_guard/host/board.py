@@ -70,15 +70,16 @@ class Board:
 
     :param identity: whose it is.
     :param where: ``auto``, or a directory.
+    :param create: whether to make it where there is none.
     :raises BoardRefused: if there is none to be had.
     """
 
-    def __init__(self, identity: BoardName, where: str) -> None:
+    def __init__(self, identity: BoardName, where: str, *, create: bool = True) -> None:
         self._fd = -1
         if fcntl is None or not hasattr(fcntl, "F_OFD_SETLK"):
             raise BoardRefused("this platform has no locks that belong to an open file")
         self._key = identity.digest("key", 32)
-        self.path, self._fd = find(where, identity.file_name)
+        self.path, self._fd = find(where, identity.file_name, create=create)
         found = os.fstat(self._fd)
         self._file = found.st_dev, found.st_ino
         self._read: dict[int, tuple[bytes, dict[str, Any]]] = {}

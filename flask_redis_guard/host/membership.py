@@ -75,8 +75,10 @@ class Membership:
     def __init__(
         self, name: BoardName, where: str, gate: Gate, *, threshold: int, window: float
     ) -> None:
-        self._name = name
-        self._where = where
+        #: Which board, and where.
+        self.name = name
+        self.where = where
+        self._looks_on = False
         self._gate = gate
         #: What is shared.
         self.breaker: CircuitBreaker = getattr(gate.breaker, "whole", gate.breaker)
@@ -113,6 +115,10 @@ class Membership:
         """The number of its slot."""
         return self._board.slot if self._board is not None and self.joined else None
 
+    def look_on(self) -> None:
+        """Take no slot in this process: it is no worker."""
+        self._looks_on = True
+
     def join(self) -> bool:
         """Take a slot, unless there is one or none can be had.
 
@@ -123,7 +129,8 @@ class Membership:
         with self._lock:
             if self._pid not in (0, os.getpid()):
                 self.after_fork()
-            if self._board is None and time.monotonic() >= self._join_again_at:
+            wanted = self._board is None and not self._looks_on
+            if wanted and time.monotonic() >= self._join_again_at:
                 self._join()
             return self.joined
 
@@ -131,7 +138,7 @@ class Membership:
         now = time.monotonic()
         self._join_again_at = now + AGAIN
         try:
-            board = Board(self._name, self._where)
+            board = Board(self.name, self.where)
             board.take_slot()
             self._board, self._pid, self._seen = board, os.getpid(), b""
             self._own.pid, self._own.since, self._joined_at = self._pid, time.time(), now
@@ -177,12 +184,8 @@ class Membership:
 
     def look(self) -> None:
         """Read what is new, and follow it."""
-        if self._pid != os.getpid():
-            if not self._pid:
-                return
-            self.after_fork()
-            if not self.join():
-                return
+        if not self.joined and not self.join():
+            return
         now, _ = time.monotonic(), self.breaker.state  # which may change by time alone
         self._gate.look_at = now + LOOK_EVERY
         with self._lock:
@@ -213,13 +216,13 @@ class Membership:
         own = SlotContent(board.slot or 0, vars(self._own), self._pulse, True)
         others = [found for found in board.read() if found.slot != board.slot]
         return hostview.derive(
-            [_state_of(found) for found in (own, *others)],
+            [state_of(found) for found in (own, *others)],
             now,
             threshold=self._threshold,
             window=self._window,
             answered=self._gate.succeeded,
             over_at=self._over_at,
-            command=_command_of(board.command()),
+            command=command_of(board.command()),
         )
 
     @property
@@ -369,7 +372,7 @@ class Membership:
 
     def _move(self, old: Board) -> Board:
         """Go to where workers that start now go: somebody has deleted the file."""
-        board = Board(self._name, self._where)
+        board = Board(self.name, self.where)
         board.take_slot()
         self._board, self._seen = board, b""
         old.close()
@@ -434,8 +437,8 @@ class Membership:
         return self.joined and self._gate.fault is None
 
 
-def _state_of(found: SlotContent) -> WorkerState:
-    """Return what a slot says; one that was written by nobody we know is as good as dead."""
+def state_of(found: SlotContent) -> WorkerState:
+    """Return what a slot says; one that makes no sense counts as dead."""
     record, pulse = found.record, found.pulse
     try:
         return WorkerState(
@@ -453,14 +456,15 @@ def _state_of(found: SlotContent) -> WorkerState:
             probes=record["probes"] is True,
             beat_at=pulse.beat_at,
             due_at=pulse.due_at,
-            command=_command_of(record["command"]),
+            command=command_of(record["command"]),
             obeyed=int(record["obeyed"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return WorkerState(found.slot, 0, alive=False)
 
 
-def _command_of(record: Any) -> OperatorCommand | None:
+def command_of(record: Any) -> OperatorCommand | None:
+    """Return a command as it was read; ``None`` for what makes no sense."""
     if not isinstance(record, dict):
         return None
     try:

@@ -113,27 +113,28 @@ def open_file(folder: int, name: str, *, create: bool) -> int:
     return board
 
 
-def find(where: str, name: str) -> tuple[Path, int]:
+def find(where: str, name: str, *, create: bool) -> tuple[Path, int]:
     """Return the path of a board and a descriptor of it; one that there is comes first.
 
     A shell of the same user may know another directory first than a service does: looking for
     what there is brings both to the same board.
 
+    :param create: whether to make it where there is none.
     :raises BoardRefused: where there is none, and none can be made.
     """
     reasons = []
     places = folders(where)
-    for create in (False, True):
+    for make in (False, True) if create else (False,):
         for path in places:
             try:
-                folder = open_folder(path) if create else _look_into(path)
+                folder = open_folder(path) if make else _look_into(path)
                 try:
-                    return path / name, open_file(folder, name, create=create)
+                    return path / name, open_file(folder, name, create=make)
                 finally:
                     os.close(folder)
             except BoardRefused as error:
                 reasons.append(str(error))
-    raise BoardRefused("; ".join(dict.fromkeys(reasons[len(places) :])) or "no directory for it")
+    raise BoardRefused("; ".join(dict.fromkeys(reasons[-len(places) :])) or "no directory for it")
 
 
 def _look_into(path: Path) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.gate import Gate, Lookout
 from flask_redis_guard.core.breaker import CircuitState, Transition
 from flask_redis_guard.core.timeline import SLOT_SECONDS, Timeline
 from flask_redis_guard.errors import RedisUnavailable
@@ -31,11 +31,18 @@ class HealthReport:
     :param monitor: the background check.
     :param watch: the story of the current outage.
     :param client: gives the client, for the server's version and the pool's use.
+    :param host: the other workers of this host, whose knowledge the answers take in.
     """
 
     def __init__(
-        self, gate: Gate, monitor: Monitor, watch: OutageWatch, client: Callable[[], Any]
+        self,
+        gate: Gate,
+        monitor: Monitor,
+        watch: OutageWatch,
+        client: Callable[[], Any],
+        host: Lookout | None = None,
     ) -> None:
+        self._host = host
         self._gate = gate
         self._breaker = gate.breaker
         self._monitor = monitor
@@ -69,6 +76,7 @@ class HealthReport:
     @property
     def ready(self) -> bool:
         """Whether requests that need Redis would get through now, as far as the breaker knows."""
+        self._look()
         return self._gate.serving_memory or not self._breaker.refusing
 
     @staticmethod
@@ -83,6 +91,7 @@ class HealthReport:
 
     def summary(self) -> dict[str, Any]:
         """Return the five fields that anybody may see."""
+        self._look()
         check = self._check()
         return {
             "healthy": check is not None and check.healthy,
@@ -127,6 +136,10 @@ class HealthReport:
     def process() -> int:
         """Return the id of the process that speaks: another one may see it otherwise."""
         return os.getpid()
+
+    def _look(self) -> None:
+        if self._host is not None:
+            self._host.look()
 
     def _check(self) -> Checked | None:
         kept_out = (CircuitState.OPEN, CircuitState.FORCED_OPEN)

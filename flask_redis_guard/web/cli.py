@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import threading
 import time
 import urllib.error
@@ -17,6 +19,10 @@ import click
 from flask.cli import AppGroup, with_appcontext
 from werkzeug.utils import import_string
 
+from flask_redis_guard.core.hostview import DISABLE, FORCE_OPEN, RESET
+from flask_redis_guard.host.membership import Membership
+from flask_redis_guard.host.operators import Operators, WorkerReport
+from flask_redis_guard.host.places import BoardRefused
 from flask_redis_guard.observe.diagnosis import FAIL, PASS, WARN, Finding
 from flask_redis_guard.observe.report import HealthReport
 
@@ -64,6 +70,7 @@ def redis_guard_group(
     *more: click.Command,
     health_path: str = "",
     token: str | None = None,
+    begin: Callable[[], object] = lambda: None,
 ) -> AppGroup:
     """Return the command group of one app.
 
@@ -73,6 +80,7 @@ def redis_guard_group(
     :param more: commands of other features.
     :param health_path: where the app mounts its health routes.
     :param token: the app's health token, sent unless another one is given.
+    :param begin: called ahead of every command.
     """
 
     def ask(address: str | None, secret: str | None) -> Answer:
@@ -85,7 +93,7 @@ def redis_guard_group(
         body = {"status": status, "redis": summary, "process": report.process()}
         return {**body, "details": report.details()}
 
-    group = _Group("redis-guard", help="Look at Redis and at the guard before it.")
+    group = _Group("redis-guard", help="Look at Redis and at the guard before it.", callback=begin)
     for command in (_status(ask), _check(diagnose), _watch(ask), *more):
         group.add_command(command)
     return group
@@ -167,6 +175,102 @@ def _watch(ask: Ask) -> click.Command:
         raise SystemExit(exit_code(answer))
 
     return watch
+
+
+# -- the workers of this host ----------------------------------------------------------------------
+
+#: Seconds to wait for all workers to carry a command out.
+OBEYED_WITHIN = 3.0
+
+
+def host_commands(host: Membership | None) -> list[click.Command]:
+    """Return the commands about the workers of this host.
+
+    :param host: this app's place among them; ``None`` where nothing is shared.
+    """
+    operators = None if host is None else Operators(host)
+    group = AppGroup("breaker", help="Look at the circuits of all workers of this host, or act.")
+    group.add_command(_show(operators, "show", "Tell what the circuits of all workers do."))
+    for action, does in _ACTIONS.items():
+        group.add_command(_act(operators, action, does))
+    return [group, _show(operators, "workers", "List the workers of this app on this host.")]
+
+
+_ACTIONS = {
+    RESET: "Close the circuits of all workers; ends force-open and disable.",
+    FORCE_OPEN: "Keep all workers away from Redis until reset.",
+    DISABLE: "Let every call of all workers pass and count nothing, until reset.",
+}
+
+
+def _sharing(operators: Operators | None) -> Operators:
+    if operators is None:
+        raise click.ClickException(
+            "The workers of this app share nothing: REDIS_GUARD_HOST_STATE is off, or this is "
+            "development"
+        )
+    return operators
+
+
+def _show(operators: Operators | None, name: str, about: str) -> click.Command:
+    @click.command(name, help=about + " Ends with 1 if there is none.")
+    @_as_json
+    @with_appcontext
+    def show(as_json: bool) -> None:
+        reports = _sharing(operators).workers()
+        command = _sharing(operators).command()
+        for report in reports:
+            click.echo(json.dumps(report.as_dict()) if as_json else _line(report))
+        if command is not None and not as_json:
+            at = time.strftime("%F %T", time.localtime(command.when))
+            click.echo(f"last command: {command.action}, by {_plain(command.who)} at {at}")
+        if not reports:
+            click.echo(_NO_WORKER, err=True)
+            raise SystemExit(FAILED)
+
+    return show
+
+
+_NO_WORKER = (
+    "No worker of this app runs on this host as this user, or none has used Redis yet. Is it the "
+    "same user, REDIS_URL and REDIS_GUARD_KEY_PREFIX?"
+)
+
+
+def _line(report: WorkerReport) -> str:
+    heard = "" if report.heard is None else f", heard of {report.heard:.1f} s ago"
+    silent = "" if report.responds else ", does not respond"
+    probes = ", asks whether Redis is back" if report.probes else ""
+    return (
+        f"process {report.pid:<8} circuit {report.state}, {report.failures} failures in a row"
+        f"{heard}{silent}{probes}"
+    )
+
+
+def _act(operators: Operators | None, action: str, does: str) -> click.Command:
+    @click.command(action, help=f"{does} Ends with 0 if all workers have done so.")
+    @with_appcontext
+    def act() -> None:
+        office = _sharing(operators)
+        try:
+            command = office.give(action, _who())
+            done, workers = office.wait(command, OBEYED_WITHIN)
+        except BoardRefused as error:
+            raise click.ClickException(f"{error}. {_NO_WORKER}") from None
+        click.echo(f"{action}: {done} of {workers} workers have carried it out.")
+        raise SystemExit(0 if done == workers else FAILED)
+
+    return act
+
+
+def _who() -> str:
+    """Return who runs this, for the workers' log."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        name = f"user {os.geteuid()}"
+    behind = os.environ.get("SUDO_USER")
+    return f"{name} ({behind} by sudo)" if behind and behind != name else name
 
 
 def exit_code(answer: Answer) -> int:

@@ -1,0 +1,129 @@
+"""An operator's command reaches every worker of a host, whatever Redis does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from flask import Flask
+
+from flask_redis_guard import RedisGuard
+from tests.support import RedisServer, eventually
+from tests.support.apps import ROOT, _environment
+from tests.support.hosts import HostSetup
+
+APP = """
+from flask import Flask
+from flask_redis_guard import RedisGuard
+
+app = Flask("hosted")
+RedisGuard(app)
+"""
+
+
+class Shell:
+    """Runs ``flask redis-guard`` as an operator of a host's app does."""
+
+    def __init__(self, host: HostSetup, url: str) -> None:
+        self._directory = host.directory
+        (host.directory / "hosted.py").write_text(APP)
+        self._env = _environment(
+            {
+                "REDIS_URL": url,
+                "REDIS_GUARD_HOST_STATE": str(host.board),
+                "USER": "carol",
+                "LOGNAME": "carol",
+            }
+        )
+
+    def __call__(self, *words: str) -> tuple[int, str]:
+        """Its exit code, and what it wrote."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "hosted", "redis-guard", *words],
+            cwd=self._directory,
+            env={**self._env, "PYTHONPATH": f"{ROOT}:{self._directory}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("redis", ["up", "down", "hung"])
+def test_commands_reach_all_workers_within_a_second(own_server: RedisServer, redis: str) -> None:
+    with HostSetup(own_server.url, 3) as host:
+        for worker in host.workers:
+            assert worker.ask() == "served"
+        shell = Shell(host, own_server.url)
+        if redis == "down":
+            own_server.kill()
+        elif redis == "hung":
+            own_server.pause()
+        for action, state in (
+            ("force-open", "forced-open"),
+            ("disable", "disabled"),
+            ("reset", "closed"),
+        ):
+            code, said = shell("breaker", action)
+            assert code == 0, said
+            assert "3 of 3 workers" in said
+            assert host.states() == [state] * 3
+            # One who looks at the last line of the log finds out who, and when.
+            line = f"is carried out: {action}, given by carol"
+            eventually(lambda text=line: host.log().count(text) == 3, 1)  # type: ignore[misc]
+            if action == "force-open":
+                assert {worker.ask() for worker in host.workers} == {"circuit-open"}
+        if redis == "hung":
+            own_server.resume()
+        elif redis == "up":
+            assert {worker.ask() for worker in host.workers} == {"served"}
+
+
+def test_workers_that_come_later_follow_what_is_in_force(own_server: RedisServer) -> None:
+    with HostSetup(own_server.url, 1) as host:
+        assert host[0].ask() == "served"
+        shell = Shell(host, own_server.url)
+        assert shell("breaker", "force-open")[0] == 0
+        host.file.unlink()  # what they know outlives the file
+        eventually(lambda: list(host.board.glob("*.board")), 3, "the worker has made another one")
+        app = Flask("hosted")
+        app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HOST_STATE=str(host.board))
+        guard = RedisGuard(app)
+        guard.start(app)
+        with app.app_context():
+            assert guard.breaker.state.value == "forced-open"
+            assert [report.state for report in guard.workers()] == ["forced-open"] * 2
+        app.extensions["redis_guard"].monitor.stop()
+
+
+def test_shell_shows_all_workers_and_is_none(own_server: RedisServer) -> None:
+    with HostSetup(own_server.url, 2) as host:
+        shell = Shell(host, own_server.url)
+        code, said = shell("workers")
+        assert code == 1
+        assert "No worker of this app" in said
+        assert shell("breaker", "reset")[0] == 1
+        for worker in host.workers:
+            assert worker.ask() == "served"
+        host[1].signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        code, said = shell("workers", "--json")
+        assert code == 0, said
+        reports = [json.loads(line) for line in said.splitlines()]
+        assert [report["pid"] for report in reports] == [worker.pid for worker in host.workers]
+        assert [report["responds"] for report in reports] == [True, False]
+        code, said = shell("breaker", "force-open")
+        assert (code, "1 of 2 workers" in said) == (1, True)
+        host[1].signal(signal.SIGCONT)
+        eventually(lambda: host[1].state == "forced-open", 2, "it has heard of it since")
+        os.kill(host[1].pid, signal.SIGKILL)
+        eventually(lambda: "process " + str(host[1].pid) not in shell("breaker", "show")[1], 5)
+        assert "last command: force-open, by carol" in shell("breaker", "show")[1]
