@@ -93,7 +93,7 @@ def audit(
             base_url=base_url,
             progress=progress or (lambda doing, done, total: None),
         )
-        stack.callback(audit_of_app.wire.remove)
+        stack.callback(lambda: audit_of_app.wire.remove(audit_of_app.given_up))
         audit_of_app.wire.place()
         return audit_of_app.run(examples, kinds)
 
@@ -142,6 +142,8 @@ class _Audit:
         self._addresses = (f"198.18.{n // 250}.{n % 250 + 1}" for n in itertools.count())
         self._by_name: dict[str, Example] = {}
         self._notes: list[str] = []
+        #: Requests that nobody waits for any more.
+        self.given_up: list[Attempt] = []
         self.wire = Wire(self._lead)
         self.wire.on_command = self._note_command
 
@@ -237,8 +239,13 @@ class _Audit:
         over = {n: self._calls_beyond(one) for n, one in enumerate(subjects) if one.is_over}
         self._start_anew()
         with self._fault(kind):
+            # Those without Redis first: they may not wait for what the others hold on to, such as
+            # connections to the database.
+            alone = [call for n, call in calls.items() if not subjects[n].uses_redis]
+            others = [call for n, call in calls.items() if subjects[n].uses_redis]
+            beyond = itertools.chain(*over.values())
             done = 0
-            for call in run_all([*calls.values(), *itertools.chain(*over.values())]):
+            for call in itertools.chain(run_all(alone), run_all([*others, *beyond])):
                 done += call in calls.values()
                 self._progress(kind, done, len(subjects))
             self._repeat_alone(calls, subjects, spare)
@@ -294,6 +301,7 @@ class _Audit:
         for call in calls:
             if call.hangs:
                 call.join(max(0.0, ends - time.monotonic()))
+        self.given_up += [call for call in calls if call.is_alive()]
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -381,6 +389,8 @@ class _Audit:
 
     def _ask(self, example: Example, client: FlaskClient, address: str) -> Attempt:
         (call,) = run_all([self._call(example, client, address)])
+        if call.hangs:
+            self.given_up.append(call)
         return call
 
     # -- connections ---------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from flask_redis_guard.testing.examples import Example
 from flask_redis_guard.testing.findings import Cause, cause_of, cause_of_hang
 
 #: How many requests are under way at once.
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 24
 
 
 class Attempt(threading.Thread):

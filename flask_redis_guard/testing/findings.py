@@ -53,7 +53,8 @@ _ADVICE: Final[dict[tuple[str, str], str]] = {
         "Set RATELIMIT_STORAGE_OPTIONS = {'socket_timeout': 0.5, 'socket_connect_timeout': 0.5}."
     ),
     ("hang", "celery"): (
-        "Set broker_transport_options = {'socket_timeout': 0.5} and task_publish_retry = False."
+        "Set broker_transport_options = {'socket_timeout': 0.5, 'socket_connect_timeout': 0.5} "
+        "and task_publish_retry_policy = {'max_retries': 1, 'interval_start': 0}."
     ),
     ("hang", ""): (
         "Give the client socket_timeout=0.5, socket_connect_timeout=0.5 and "
@@ -63,6 +64,10 @@ _ADVICE: Final[dict[tuple[str, str], str]] = {
         "Errors of Flask-Session reach handlers of 500 only: have @app.errorhandler(500) answer "
         "503 where error.original_exception is a redis.RedisError, or keep sessions with "
         "GuardedSessionInterface."
+    ),
+    ("500", "celery"): (
+        "Answer what Celery makes of errors of Redis with a 503: "
+        "@app.errorhandler(kombu.exceptions.OperationalError)."
     ),
     ("500", "view"): (
         "The view answers so itself: 503 with a Retry-After says that it is not the app's fault "
@@ -165,8 +170,8 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing hangs, errs or bypasses."""
-        return not self.bad()
+        """Whether something was judged, and nothing hangs, errs or bypasses."""
+        return bool(self.findings) and not self.bad()
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can say."""

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import redis
@@ -116,6 +116,7 @@ class Wire:
         self.fault = HEALTHY
         self._links: set[_Link] = set()
         self._closed = False
+        self._outlasting: list[threading.Thread] = []
         self._selector = selectors.DefaultSelector()
         self._waker, wake = socket.socketpair()
         self._wake = wake
@@ -150,6 +151,7 @@ class Wire:
     def place(self) -> None:
         """Be in place: connections that are open are closed, so that they are made anew."""
         with _placing:
+            _forget_outlasted()
             if not _wires:
                 _interpose()
             _wires.append(self)
@@ -158,21 +160,33 @@ class Wire:
             if dial is not None:
                 _hang_up(connection)
 
-    def remove(self) -> None:
-        """Be gone, and leave no connection behind."""
-        with _placing:
-            if self in _wires:
-                _wires.remove(self)
-            if not _wires:
-                _withdraw()
+    def remove(self, outlasting: Iterable[threading.Thread] = ()) -> None:
+        """Be gone, and leave no connection behind.
+
+        :param outlasting: threads that may still ask. As long as one of them lives it is refused,
+            so that what began here does not end at another server.
+        """
         with self.changed:
+            self.fault = Fault(listens=False)
             self._closed = True
         self._waker.send(b"x")
         self._acceptor.join()
         self.cut()
-        for sock in (self._waker, self._wake, self._refusing, *self._listeners):
-            sock.close()
-        self._selector.close()
+        with _placing:
+            self._outlasting = [thread for thread in outlasting if thread.is_alive()]
+            for sock in (self._waker, self._wake, *self._listeners):
+                sock.close()
+            self._selector.close()
+            _forget_outlasted()
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether it leads connections, or keeps threads from making them."""
+        return not self._closed or any(thread.is_alive() for thread in self._outlasting)
+
+    def forget_all(self) -> None:
+        """Let go of the last socket."""
+        self._refusing.close()
 
     def address_for(self, connection: Any, connect: Callable[[], Any]) -> tuple[str, int] | None:
         """Return where a connection is to be made to instead; ``None`` if it is left alone.
@@ -180,6 +194,9 @@ class Wire:
         :param connection: of redis-py.
         :param connect: connects it to where it wants.
         """
+        if self._closed:
+            is_outlasting = threading.current_thread() in self._outlasting
+            return _address(self._refusing) if is_outlasting else None
         dial = self._lead(connection, connect)
         if dial is None:
             return None
@@ -407,6 +424,15 @@ def _interpose() -> None:
     _replaced[kind] = vars(kind)[_CONNECT]
     setattr(kind, _CONNECT, _detoured_async(_replaced[kind]))
     GuardedConnection.detour = staticmethod(_detour_guarded)
+
+
+def _forget_outlasted() -> None:
+    """Take wires away that are needed no longer, and put back what they have replaced."""
+    for wire in [wire for wire in _wires if not wire.is_needed]:
+        _wires.remove(wire)
+        wire.forget_all()
+    if not _wires:
+        _withdraw()
 
 
 def _withdraw() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -28,8 +29,8 @@ from tests.support import RedisServer, run_python
 #: Nobody listens there: what an audit needs it brings along.
 NOWHERE = "redis://127.0.0.1:1/0"
 #: A client as it should be, but for what is planted.
-BOUNDED: dict[str, Any] = {"socket_timeout": 0.2, "retry": Retry(NoBackoff(), 0)}
-SHORT: dict[str, Any] = {"patience": 1.0, "slow_seconds": 0.1}
+BOUNDED: dict[str, Any] = {"socket_timeout": 0.5, "retry": Retry(NoBackoff(), 0)}
+SHORT: dict[str, Any] = {"patience": 1.5, "slow_seconds": 0.1}
 TOTAL = ("refused", "hang", "read-only", "out-of-memory", "half-way")
 
 LOGIN = {"path": "/login", "method": "POST", "form": {"user": "alice"}, "name": "login"}
@@ -125,7 +126,7 @@ def careless_app() -> Flask:
 
 def guarded_app(url: str = NOWHERE, **config: Any) -> Flask:
     app = Flask("guarded")
-    app.config.update(REDIS_URL=url, REDIS_GUARD_TIMEOUT=0.3, SECRET_KEY="secret", **config)
+    app.config.update(REDIS_URL=url, SECRET_KEY="secret", **config)
     guard = RedisGuard(app)
     app.session_interface = GuardedSessionInterface(guard)
 
@@ -227,7 +228,7 @@ def test_what_the_advice_says_helps() -> None:
 
 def test_a_limit_that_runs_out_meanwhile_proves_nothing() -> None:
     app = Flask("short")
-    options = {**BOUNDED, "socket_timeout": 0.4}
+    options = dict(BOUNDED)
     limiter = Limiter(
         get_remote_address,
         app=app,
@@ -268,7 +269,7 @@ def test_a_raw_client_without_a_timeout_hangs(careless: AuditReport) -> None:
     hanging = next(one for one in careless.bad() if one.verdict == "hang")
     assert hanging.cause is not None
     assert "in visits()" in hanging.cause.where
-    assert 1.0 <= hanging.seconds < 2.0
+    assert hanging.seconds >= 1.5
     refused = next(one for one in careless.bad() if one.fault == "refused")
     assert refused.cause is not None
     assert refused.cause.what.startswith("ConnectionError")
@@ -312,14 +313,14 @@ def test_what_cannot_be_judged_is_said(careless: AuditReport) -> None:
 def test_nothing_bad_is_said_about_a_guarded_app() -> None:
     app = guarded_app()
     started = time.monotonic()
-    report = audit(app, [LOGIN, ACCOUNT], **SHORT)
+    report = audit(app, [LOGIN, ACCOUNT])
     assert report.bad() == []
     assert report.passed
     assert report.skipped == ()
     for request in ("GET /search", "GET /visits", "login"):
         found = of(report, request)
-        assert {kind for kind in KINDS if found[kind] == "refused"} == set(TOTAL), request
-    assert time.monotonic() - started < 20
+        assert {kind for kind in KINDS if found[kind] == "refused"} == {*TOTAL, "slow"}, request
+    assert time.monotonic() - started < 60
     # It has left nothing behind.
     breaker = app.extensions["redis_guard"].breaker
     assert breaker.state.value == "closed"
@@ -333,6 +334,36 @@ def test_a_guarded_app_in_memory_is_audited_as_in_production() -> None:
     assert app.test_client().get("/visits").text == "1"  # what the audit wrote is not here
 
 
+def test_what_outlasts_the_audit_asks_nobody(redis_server: RedisServer) -> None:
+    """A request that was given up tries again and again: it must not end at the app's Redis."""
+    client = redis.Redis.from_url(redis_server.url, **BOUNDED)
+    failed, ended, tries = threading.Event(), threading.Event(), threading.Semaphore(0)
+    app = Flask("stubborn")
+
+    @app.get("/")
+    def stubborn() -> str:
+        while not ended.is_set():
+            try:
+                if not failed.is_set():
+                    return str(client.incr("n"))
+                client.incr("n", -1 if failed.is_set() else 1)
+            except redis.RedisError:
+                failed.set()
+            tries.release()
+        return "ended"
+
+    try:
+        report = audit(app, faults=["refused"], patience=0.5)
+        assert of(report, "GET /") == {"refused": "hang"}
+        for _ in range(tries._value + 20):
+            assert tries.acquire(timeout=5)
+        with redis_server.client() as own:
+            assert own.get("n") is None
+            assert client.ping() is True  # everybody else is served
+    finally:
+        ended.set()
+
+
 def test_alerts_are_not_sent() -> None:
     sent: list[Any] = []
     app = guarded_app(REDIS_GUARD_ALERT_DELIVERY=sent.append, REDIS_GUARD_ALERT_COOLDOWN_SECONDS=1)
@@ -342,7 +373,7 @@ def test_alerts_are_not_sent() -> None:
 
 def test_a_limit_that_says_allow_is_told_and_can_be_accepted() -> None:
     app = Flask("allowing")
-    app.config.update(REDIS_URL=NOWHERE, REDIS_GUARD_TIMEOUT=0.3)
+    app.config.update(REDIS_URL=NOWHERE)
     RedisGuard(app)
     app.get("/allow")(rate_limited("3/minute", on_outage="allow")(lambda: "x"))
     report = audit(app, faults=["refused"], **SHORT)
