@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from flask import Blueprint, Response, abort, jsonify, request
 from flask.typing import ResponseReturnValue
 
@@ -42,8 +40,7 @@ def controls(lab: Laboratory, guard: RedisGuard) -> Blueprint:
         entries, position = lab.told(request.args.get("after", 0, int))
         return jsonify(
             redis=lab.ask("state")["state"],
-            process=os.getpid(),
-            health=guard.health(),
+            workers=[worker.as_dict() for worker in guard.workers()],
             timeline=entries,
             position=position,
         )

@@ -83,7 +83,9 @@ class Supervisor:
             self._end()
 
     def _start(self) -> None:
-        environment = {**IMPATIENCE, **os.environ, **self._lab.as_environment()}
+        # What the workers share lies beside the timeline, and is removed with it.
+        ours = {**IMPATIENCE, "REDIS_GUARD_HOST_STATE": str(self._lab.directory)}
+        environment = {**ours, **os.environ, **self._lab.as_environment()}
         serve = self._fork if _has_gunicorn() else self._thread
         # Counters in the memory of one process know nothing of another's.
         workers = int(os.environ.get("WORKERS") or min(4, max(2, os.cpu_count() or 1)))

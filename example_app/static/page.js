@@ -4,7 +4,7 @@ import { Lane, PLAN, ROWS, guess } from "./lane.js";
 const $ = (id) => document.getElementById(id);
 const seconds = () => Math.floor(Date.now() / 1000);
 const port = document.body.dataset.unguarded;
-const workers = new Map(); // process → {state, answered}
+const answers = new Map(); // process → how many
 const lanes = { guarded: new Lane("", answered) };
 if (port !== "0") lanes.unguarded = new Lane(`${location.protocol}//${location.hostname}:${port}`, () => {});
 
@@ -31,8 +31,7 @@ function toggle() {
 }
 
 function answered(process) {
-  const worker = workers.get(process) || { state: "closed", answered: 0 };
-  workers.set(process, { ...worker, answered: worker.answered + 1 });
+  answers.set(process, (answers.get(process) || 0) + 1);
 }
 
 // -- what Redis was, second by second ------------------------------------------------------------
@@ -121,11 +120,6 @@ function fold(entries) {
       turns.push(turns.length ? entry : { ...entry, deed: null }); // the first one is no recovery
       if (entry.deed === "start" && turns.length > 1) restarted = entry.at;
     }
-    if (entry.kind === "worker") workers.set(String(entry.process), { state: "closed", answered: 0 });
-    if (entry.kind === "breaker") {
-      const worker = workers.get(String(entry.process)) || { answered: 0 };
-      workers.set(String(entry.process), { ...worker, state: entry.state });
-    }
     const before = listed.find((one) => alike(one, entry) && entry.at - one.last < 6);
     if (before && entry.kind !== "redis") {
       before.processes.add(entry.process);
@@ -155,14 +149,19 @@ function list() {
   }));
 }
 
-function showWorkers() {
-  $("workers").replaceChildren(...[...workers].sort(([one], [other]) => one - other).map(([process, worker]) => {
+function showWorkers(known) {
+  // Where workers share nothing, those that have answered are all that is known.
+  const workers = known.length ? known : [...answers.keys()].map((pid) => ({ pid, state: "", responds: true }));
+  $("workers").replaceChildren(...workers.map((worker) => {
     const item = document.createElement("li");
-    item.appendChild(document.createElement("b")).textContent = process;
+    item.appendChild(document.createElement("b")).textContent = worker.pid;
     const state = item.appendChild(document.createElement("span"));
     state.className = `pill ${worker.state}`;
     state.textContent = worker.state;
-    item.appendChild(document.createElement("small")).textContent = `${worker.answered} answered`;
+    const notes = [`${answers.get(String(worker.pid)) || 0} answered`];
+    if (worker.probes && worker.state !== "closed") notes.unshift("asks Redis");
+    if (!worker.responds) notes.unshift("does not respond");
+    item.appendChild(document.createElement("small")).textContent = notes.join(", ");
     return item;
   }));
 }
@@ -188,7 +187,7 @@ async function refresh() {
       fold(told.timeline);
       list();
     }
-    showWorkers();
+    showWorkers(told.workers);
   } catch (error) {
     showRedis("no answer");
   }

@@ -51,14 +51,14 @@ class Demo:
             text=True,
             start_new_session=True,
         )
-        eventually(self._serves, 20, "the laboratory serves")
+        eventually(self._serves, 40, "the laboratory serves")
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, self.process.communicate()[0]
         try:
             return requests.get(self.url, timeout=5).ok
-        except requests.ConnectionError:
-            return False
+        except (requests.ConnectionError, requests.Timeout):
+            return False  # on a busy machine workers take long to import the application
 
     def servers(self) -> list[int]:
         """Pids of the servers that this laboratory has embedded."""
@@ -102,25 +102,19 @@ class Demo:
         return [entry["text"] for entry in self.state()["timeline"] if entry["kind"] == kind]
 
     def both_know(self, state: str) -> None:
-        """Wait until the breaker of every worker was told to be in a state."""
-
-        def latest() -> set[str]:
-            known = {}
-            for entry in self.state()["timeline"]:
-                if entry["kind"] == "breaker":
-                    known[entry["process"]] = entry["state"]
-            return set(known.values()) if len(known) == WORKERS else set()
+        """Wait until the breaker of every worker is in a state."""
 
         def asked() -> bool:
             list(pool.map(lambda _: self.books(), range(8)))
-            return latest() == {state}
+            states = [worker["state"] for worker in self.state()["workers"]]
+            return states == [state] * WORKERS
 
         with ThreadPoolExecutor(8) as pool:  # each may wait for a timeout
             eventually(asked, 10, f"all breakers are {state}", interval=0.1)
 
     def end(self, number: int) -> str:
         self.process.send_signal(number)
-        return self.process.communicate(timeout=10)[0]
+        return self.process.communicate(timeout=20)[0]
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -173,8 +167,10 @@ def test_story_that_the_page_tells(demo: Demo) -> None:
         assert demo.books().ok
     assert demo.state()["redis"] == "running"
     assert sum("closed → open" in text for text in demo.told("breaker")) == 2 * WORKERS
-    assert len(demo.told("recovery")) == 2 * WORKERS
-    assert {"Redis is down, the circuit is open", "Redis is back"} <= set(demo.told("alert"))
+    # Each outage once, however many workers have met it.
+    eventually(lambda: len(demo.told("recovery")) == 2)
+    for alert in ("Redis is down, the circuit is open", "Redis is back"):
+        eventually(lambda alert=alert: demo.told("alert").count(alert) >= 2)  # type: ignore[misc]
     assert len(demo.told("worker")) == WORKERS
 
 
