@@ -214,6 +214,7 @@ def _install_alerts(guarded: Runtime) -> None:
                 settings.alert_delivery,
                 cooldown=settings.alert_cooldown_seconds,
                 timeout=settings.alert_timeout,
+                host=guarded.host,
             )
         )
 

@@ -35,7 +35,7 @@ except ImportError:  # another platform
 #: Most workers of a host; those beyond are for themselves.
 SLOTS = 256
 #: Bytes before the first slot, and of each.
-HEADER, SLOT = 4096, 2048
+HEADER, SLOT = 4096, 4096
 #: Where in the header the epoch and the operator's command are, where in a slot the record is.
 EPOCH, COMMAND, RECORD = 0, 64, 64
 #: Where the locks are: bytes that do not exist.

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flask_redis_guard.client.gate import Gate
@@ -39,7 +39,7 @@ _UNUSABLE = (OSError, BoardRefused, ValueError)
 
 
 @dataclass
-class _Own:
+class OwnRecord:
     """What this worker publishes of itself."""
 
     pid: int
@@ -56,6 +56,12 @@ class _Own:
     probes: bool = False
     obeyed: int = 0
     command: dict[str, Any] | None = None
+    # What people are told: see telling.py.
+    incident: int = 0
+    seen_at: float = 0.0
+    raised: list[list[Any]] = field(default_factory=list)
+    telling: list[list[Any]] = field(default_factory=list)
+    told: list[list[Any]] = field(default_factory=list)
 
 
 class Membership:
@@ -87,7 +93,8 @@ class Membership:
         self._lock = ProcessLock()
         self._board: Board | None = None
         self._pid = 0
-        self._own = _Own(0, 0.0)
+        #: What this worker publishes of itself.
+        self.own = OwnRecord(0, 0.0)
         self._pulse = Pulse()
         self._seen = b""
         self._opener = HostView()  # what was thought when this worker opened for it
@@ -141,8 +148,9 @@ class Membership:
             board = Board(self.name, self.where)
             board.take_slot()
             self._board, self._pid, self._seen = board, os.getpid(), b""
-            self._own.pid, self._own.since, self._joined_at = self._pid, time.time(), now
+            self.own.pid, self.own.since, self._joined_at = self._pid, time.time(), now
             self._note_state(now)
+            self._inherit(board)
             self._publish(board)
             board.sweep()
         except _UNUSABLE as error:
@@ -150,12 +158,20 @@ class Membership:
         else:
             self._gate.look_at = 0.0
 
+    def _inherit(self, board: Board) -> None:
+        """Keep what the worker before has left in this slot, that nothing is told twice, or not."""
+        for found in board.read():
+            if found.slot == board.slot:
+                for name in ("raised", "told"):
+                    left = found.record.get(name)
+                    setattr(self.own, name, left if isinstance(left, list) else [])
+
     def after_fork(self) -> None:
         """Leave the parent's slot to the parent; the next operation takes another one."""
         board, self._board, self._pid = self._board, None, 0
         if board is not None:
             board.close()
-        self._own = _Own(0, 0.0, command=self._own.command, obeyed=self._own.obeyed)
+        self.own = OwnRecord(0, 0.0, command=self.own.command, obeyed=self.own.obeyed)
         self._join_again_at = 0.0
         self._gate.look_at = _NEVER
         self._gate.bus.subscribe(CallBegan, self._began)
@@ -213,7 +229,7 @@ class Membership:
     def _derive(self, board: Board, now: float) -> HostView:
         self._note_state(now)
         # What this worker says of itself is not taken from the file, which may have been spoilt.
-        own = SlotContent(board.slot or 0, vars(self._own), self._pulse, True)
+        own = SlotContent(board.slot or 0, vars(self.own), self._pulse, True)
         others = [found for found in board.read() if found.slot != board.slot]
         return hostview.derive(
             [state_of(found) for found in (own, *others)],
@@ -237,7 +253,7 @@ class Membership:
     def _decide(self) -> list[Callable[[], object]]:
         view, steps = self.view, list[Callable[[], object]]()
         command = view.command
-        if command is not None and command.number != self._own.obeyed:
+        if command is not None and command.number != self.own.obeyed:
             steps.append(lambda: self._obey(command))
         if self._gate.fault is not None:
             return steps
@@ -250,9 +266,9 @@ class Membership:
 
     def _obey(self, command: OperatorCommand) -> None:
         with self._lock:
-            if self._own.obeyed == command.number:
+            if self.own.obeyed == command.number:
                 return
-            self._own.obeyed, self._own.command = command.number, asdict(command)
+            self.own.obeyed, self.own.command = command.number, asdict(command)
         if command.action == hostview.RESET and command.at < self._joined_at:
             self._tell()  # it was given to those who were there then
             return
@@ -280,7 +296,7 @@ class Membership:
             return
         now = time.monotonic()
         with self._lock:
-            own, count = self._own, self.breaker.failure_count
+            own, count = self.own, self.breaker.failure_count
             if count and self._state is CircuitState.CLOSED and self._gate.fault is None:
                 if count == 1 or not own.failures or self._was_answered(own.failing_since):
                     late = self._gate.timeout if failure.error.reason == "timeout" else 0.0
@@ -318,7 +334,7 @@ class Membership:
         """Take note of what has become of the breaker since the last time."""
         if self._gate.fault is not None:  # a test's outage is its own
             return
-        own, breaker, state = self._own, self.breaker, self._state
+        own, breaker, state = self.own, self.breaker, self._state
         before, own.state = CircuitState(own.state), state.value
         reason = "" if breaker.latest is None else breaker.latest.reason
         if not breaker.failure_count:
@@ -339,7 +355,7 @@ class Membership:
 
     def _publish(self, board: Board) -> None:
         board.pulse(self._pulse)
-        board.write(vars(self._own))
+        board.write(vars(self.own))
 
     @property
     def pause(self) -> float:
@@ -362,11 +378,11 @@ class Membership:
             try:
                 if not board.is_there:
                     board = self._move(board)
-                news = probes is not self._own.probes
-                self._own.probes = probes
+                news = probes is not self.own.probes
+                self.own.probes = probes
                 board.pulse(self._pulse)
                 # All of it, though nothing may be new: somebody may have emptied the file.
-                board.write(vars(self._own), ring=news)
+                board.write(vars(self.own), ring=news)
             except _UNUSABLE as error:
                 self._lose(error)
 
@@ -377,6 +393,29 @@ class Membership:
         self._board, self._seen = board, b""
         old.close()
         return board
+
+    def slots(self) -> list[SlotContent] | None:
+        """Return what is on the board now; ``None`` for a worker that is for itself."""
+        if not self.joined or self._gate.fault is not None:
+            return None
+        with self._lock:
+            try:
+                return None if self._board is None else self._board.read()
+            except _UNUSABLE as error:
+                self._lose(error)
+                return None
+
+    def publish(self, **fields: Any) -> None:
+        """Change what this worker says of itself."""
+        with self._lock:
+            for name, value in fields.items():
+                setattr(self.own, name, value)
+            if self._board is None or not self.joined or self._gate.fault is not None:
+                return
+            try:
+                self._publish(self._board)
+            except _UNUSABLE as error:
+                self._lose(error)
 
     # -- for what is told once for the host ------------------------------------------------------
 
@@ -412,7 +451,7 @@ class Membership:
                     if found.slot != board.slot
                 )
                 if not told:
-                    setattr(self._own, marks[0], time.monotonic())
+                    setattr(self.own, marks[0], time.monotonic())
                     self._publish(board)
             except (*_UNUSABLE, TypeError) as error:
                 self._lose(error)
@@ -430,7 +469,7 @@ class Membership:
     @property
     def is_over(self) -> bool:
         """Whether Redis is away for this worker alone."""
-        return self._is_shared and self._own.opened_at > 0 and not self.view.refusing
+        return self._is_shared and self.own.opened_at > 0 and not self.view.refusing
 
     @property
     def _is_shared(self) -> bool:

@@ -25,9 +25,19 @@ from flask import Flask
 from flask_redis_guard import RedisGuard, RedisUnavailable, runtime
 from flask_redis_guard.events import Checked
 
+ALERTS = os.path.join(sys.argv[1], "alerts")
+
+def deliver(alert):
+    with open(ALERTS + ".begun", "a") as file:
+        print(os.getpid(), alert.kind, file=file, flush=True)
+    while os.path.exists(ALERTS + ".wait"):
+        time.sleep(0.02)
+    with open(ALERTS, "a") as file:
+        print(json.dumps(alert.as_dict()), file=file, flush=True)
+
 def serve(number):
     app = Flask("hosted")
-    app.config.update(json.loads(sys.argv[2]))
+    app.config.update(json.loads(sys.argv[2]), REDIS_GUARD_ALERT_DELIVERY=deliver)
     guard = RedisGuard(app)
     part = runtime.of(app)
     client = guard.client_for(app)
@@ -172,6 +182,21 @@ class HostSetup:
         """The board."""
         (found,) = self.board.glob("*.board")
         return found
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that the workers have delivered."""
+        path = self.directory / "alerts"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def delivering(self) -> list[int]:
+        """The processes that have begun to deliver one."""
+        path = self.directory / "alerts.begun"
+        return [int(line.split()[0]) for line in path.read_text().splitlines()]
+
+    def hold_alerts(self, held: bool) -> None:
+        """Have deliveries wait, or go on."""
+        path = self.directory / "alerts.wait"
+        path.touch() if held else path.unlink()
 
     def states(self) -> list[str]:
         """Of all workers' breakers."""

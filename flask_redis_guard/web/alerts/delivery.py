@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from inspect import iscoroutine
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from flask_redis_guard.core.process import ProcessLock, Worker, watch_forks
+from flask_redis_guard.host.telling import HostIncident, Telling
 
 logger = logging.getLogger("flask_redis_guard")
 
@@ -41,14 +42,14 @@ class Alert:
     text: str
     #: The name of the Flask app.
     app: str
-    #: The machine and the process that noticed; each process sends its own.
+    #: The machine and the process that noticed, of several one.
     host: str
     process: int
     #: When it happened, in seconds since the epoch.
     at: float
     #: The numbers behind the text.
     details: Mapping[str, Any] = field(default_factory=dict)
-    #: The same for all alerts of one outage as one process met it, recovery included.
+    #: The same for all alerts of one outage of this host, recovery included.
     incident: str = ""
     #: Another one for each alert, and the same for each try to deliver it.
     id: str = field(default_factory=lambda: uuid4().hex)
@@ -88,9 +89,12 @@ class DeliveryQueue:
 
     :param deliver: see :class:`Alerts`.
     :param timeout: seconds to wait for one try.
+    :param telling: which of the workers of this host delivers; ``None``: each its own.
     """
 
-    def __init__(self, deliver: Deliver, timeout: float) -> None:
+    def __init__(self, deliver: Deliver, timeout: float, telling: Telling | None = None) -> None:
+        self._telling = telling
+        self._incidents: dict[str, HostIncident] = {}  # by the alert's id
         self._deliver = deliver
         self._timeout = timeout
         self._waiting: deque[Alert] = deque()
@@ -105,18 +109,26 @@ class DeliveryQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, alert: Alert) -> None:
-        """Queue a message; returns at once."""
+    def put(self, alert: Alert, incident: HostIncident | None = None) -> None:
+        """Queue a message; returns at once.
+
+        :param incident: the host's outage that it belongs to.
+        """
+        if incident is not None and self._telling is not None:
+            self._incidents[alert.id] = incident
+            self._telling.note(incident, alert.kind, alert.at, dict(alert.details))
         with self._lock:
             lost = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             self._waiting.append(alert)
         if lost is not None:
+            self._incidents.pop(lost.id, None)
             logger.error("Too many undelivered alerts: %s of %d is lost", lost.kind, lost.at)
         self._worker.wake()  # without a thread it waits for the next one
 
     def after_fork(self) -> None:
         """Leave to the parent process what it has queued."""
         self._waiting.clear()
+        self._incidents.clear()
         self.hanging = 0
 
     def _turn(self) -> float | None:
@@ -126,26 +138,57 @@ class DeliveryQueue:
             return self._not_before - now
         while self._waiting:
             alert = self._waiting[0]
+            wait = self._ask_others(alert)
+            if wait:
+                return wait
+            if wait is None:
+                self._drop(alert)
+                continue
             if self.hanging >= MOST_HANGING or not self._try(alert):
                 pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
                 self._not_before = time.monotonic() + pause
                 return pause
             self._pause, self._not_before = FIRST_PAUSE, 0.0
-            with self._lock:
-                if self._waiting and self._waiting[0] is alert:
-                    self._waiting.popleft()
+            self._delivered(alert)
+            self._drop(alert)
         return None
+
+    def _ask_others(self, alert: Alert) -> float | None:
+        """Return 0 if this worker delivers it, seconds to wait, or ``None`` if another one has."""
+        incident = self._incidents.get(alert.id)
+        if incident is None or self._telling is None:
+            return 0.0
+        return self._telling.turn(incident, alert.kind)
+
+    def _delivered(self, alert: Alert) -> None:
+        incident = self._incidents.get(alert.id)
+        if incident is not None and self._telling is not None:
+            self._telling.told(incident, alert.kind)
+
+    def _drop(self, alert: Alert) -> None:
+        with self._lock:
+            self._incidents.pop(alert.id, None)
+            if self._waiting and self._waiting[0] is alert:
+                self._waiting.popleft()
+
+    def _final(self, alert: Alert) -> Alert:
+        """Return an alert with the outage's name, which all workers agree on by now."""
+        incident = self._incidents.get(alert.id)
+        if incident is None or self._telling is None:
+            return alert
+        return replace(alert, incident=self._telling.name(incident))
 
     def _try(self, alert: Alert) -> bool:
         """Try once, in a thread that is waited for no longer than the patience allows."""
         done = threading.Event()
         failures: list[str | None] = []
         abandoned = False
+        final = self._final(alert)
 
         def attempt() -> None:
             failure: str | None = "it was interrupted"
             try:
-                result = self._deliver(alert)
+                result = self._deliver(final)
                 if iscoroutine(result):
                     result.close()
                     raise TypeError("a deliverer may not be async")
@@ -179,4 +222,6 @@ class DeliveryQueue:
         """A try that was waited for no more has ended."""
         self.hanging -= 1
         if delivered and self._waiting and self._waiting[0] is alert:
+            self._delivered(alert)
+            self._incidents.pop(alert.id, None)
             self._waiting.popleft()  # late, but it need not be tried again

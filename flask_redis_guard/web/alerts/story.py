@@ -1,4 +1,4 @@
-"""Alerts: one message for each kind of trouble, outage and process, delivered in the background.
+"""Alerts: one message for each kind of trouble and outage of a host, delivered in the background.
 
 What carries a message to people is any callable. It runs in threads of its own, so however slow or
 broken it is, no request waits for it.
@@ -25,7 +25,10 @@ from flask_redis_guard.events import (
     FailureRateHigh,
     RedisFailed,
     RedisRecovered,
+    Tick,
 )
+from flask_redis_guard.host.membership import Membership
+from flask_redis_guard.host.telling import HostIncident, Telling
 from flask_redis_guard.web.alerts.delivery import Alert, Deliver, DeliveryQueue
 
 __all__ = ["Alert", "Alerts"]
@@ -87,6 +90,7 @@ class Alerts:
     :param cooldown: seconds for which a kind that was told is not told again, unless Redis has
         recovered in between; and within which no kind is told more than :data:`BURST` times.
     :param timeout: seconds after which a try counts as failed, though it may still run.
+    :param host: the workers of this host, of which one tells; ``None``: this one does.
     :param clock: monotonic time in seconds.
     """
 
@@ -98,12 +102,16 @@ class Alerts:
         *,
         cooldown: float,
         timeout: float,
+        host: Membership | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._telling = None if host is None else Telling(host, cooldown)
+        self._adopted: set[tuple[int, str]] = set()
+        self._host_incident: HostIncident | None = None
         self._app = app
         self._cooldown = cooldown
         self._clock = clock
-        self._queue = DeliveryQueue(deliver, timeout)
+        self._queue = DeliveryQueue(deliver, timeout, self._telling)
         self._lock = ProcessLock()
         self._open = False
         self._incident: str | None = None
@@ -116,6 +124,8 @@ class Alerts:
         bus.subscribe(FailureRateHigh, self._rate_high)
         bus.subscribe(DowntimeExtended, self._extended)
         bus.subscribe(RedisRecovered, self._recovered)
+        if self._telling is not None:
+            bus.subscribe(Tick, self._take_over)
 
     @contextlib.contextmanager
     def muted(self) -> Iterator[None]:
@@ -157,11 +167,27 @@ class Alerts:
         with self._lock:
             told = set(self._last_seen) - set(self._held)
             alert = self._compose(RECOVERED, {"downtime": round(event.downtime)})
+            incident = self._host_incident
             self._held.clear()
             self._last_seen.clear()
-            self._incident = None
+            self._incident = self._host_incident = None
         if told:  # nobody needs to hear the end of what nobody heard of
-            self._queue.put(alert)
+            self._queue.put(alert, incident)
+        if self._telling is not None:
+            self._telling.end()
+
+    def _take_over(self, _: Tick) -> None:
+        """Tell what a worker noticed that has ended since."""
+        if self._telling is None:
+            return
+        for orphan in self._telling.orphans():
+            key = orphan.incident.began, orphan.kind
+            if key in self._adopted or orphan.kind not in _WORDS:
+                continue
+            self._adopted.add(key)
+            with contextlib.suppress(KeyError, ValueError):  # details of another version
+                alert = self._write(orphan.kind, orphan.details, orphan.at)
+                self._queue.put(alert, orphan.incident)
 
     # -- once, and not too often -------------------------------------------------------------------
 
@@ -174,7 +200,7 @@ class Alerts:
             seen = self._last_seen.get(kind)
             quiet = all(now - at >= self._cooldown for at in self._last_seen.values())
             if quiet and not self._open:  # what came before, if anything did, is another incident
-                self._incident = None
+                self._incident = self._host_incident = None
             self._last_seen[kind] = now
             if seen is not None and (self._open or now - seen < self._cooldown):
                 return
@@ -184,7 +210,8 @@ class Alerts:
                 self._held[kind] = (sent[0] + self._cooldown, alert)
                 return
             sent.append(now)
-        self._queue.put(alert)
+            incident = self._host_incident
+        self._queue.put(alert, incident)
 
     def _release(self) -> None:
         """Queue what was held back for long enough, and is still true."""
@@ -196,13 +223,19 @@ class Alerts:
             alerts = [self._held.pop(kind)[1] for kind in due]
             for kind in due:
                 self._sent[kind].append(now)
+            incident = self._host_incident
         for alert in alerts:
-            self._queue.put(alert)
+            self._queue.put(alert, incident)
 
     def _compose(self, kind: str, details: dict[str, Any]) -> Alert:
-        severity, title, text = _WORDS[kind]
         if self._incident is None:
             self._incident = uuid4().hex
+        if self._telling is not None:
+            self._host_incident = self._telling.incident()
+        return self._write(kind, details, time.time())
+
+    def _write(self, kind: str, details: dict[str, Any], at: float) -> Alert:
+        severity, title, text = _WORDS[kind]
         return Alert(
             kind,
             severity,
@@ -211,7 +244,7 @@ class Alerts:
             self._app,
             socket.gethostname(),
             os.getpid(),
-            time.time(),
+            at,
             details,
-            self._incident,
+            self._incident or "",
         )
