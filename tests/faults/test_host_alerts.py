@@ -12,7 +12,10 @@ import pytest
 from tests.support import RedisServer, eventually
 from tests.support.hosts import HostSetup
 
-SETTINGS: dict[str, Any] = {"REDIS_GUARD_DOWNTIME_ALERT_SECONDS": 1, "REDIS_GUARD_ALERT_TIMEOUT": 20}
+SETTINGS: dict[str, Any] = {
+    "REDIS_GUARD_DOWNTIME_ALERT_SECONDS": 1,
+    "REDIS_GUARD_ALERT_TIMEOUT": 20,
+}
 
 
 def kinds(host: HostSetup) -> Counter[str]:
