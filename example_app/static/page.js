@@ -78,6 +78,9 @@ function show(name, lane) {
   const [mood, words] = verdict(lane);
   const badge = card.querySelector(".verdict");
   if (badge.textContent !== words) badge.textContent = words;
+  // Read out what changes, not how it counts down.
+  const news = `${card.querySelector("h2").textContent}: ${words.replace(/\d+ ?s?/g, "")}`;
+  if (card.dataset.news !== news && lane.columns.size) $("news").textContent = card.dataset.news = news;
   badge.className = `verdict ${mood}`;
   const wait = Math.max(lane.longest, ...lane.waiting().map((one) => Date.now() / 1000 - one.sent));
   const began = lane.columns.size > 0;

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,17 @@ def show(browser: WebDriver, width: int = 1280, scheme: str = "light") -> None:
     )
 
 
+def pictures(browser: WebDriver, moment: str) -> None:
+    """Keep what the page looks like at a moment, where somebody wants to look at it."""
+    if "SCREENSHOTS" in os.environ:
+        for width in (1280, 390):
+            for scheme in ("light", "dark"):
+                show(browser, width, scheme)
+                time.sleep(0.5)  # drawn five times a second
+                screenshot(browser, f"{moment}-{width}-{scheme}.png")
+        show(browser)
+
+
 def squares(browser: WebDriver, lane: str) -> dict[str, int]:
     """What the picture of the last half minute shows, by outcome."""
     label = browser.find_element(By.CSS_SELECTOR, f"#{lane} canvas").get_attribute("aria-label")
@@ -89,6 +102,7 @@ def test_outage_and_its_end_side_by_side(browser: WebDriver, demo: Demo) -> None
         eventually(lambda lane=lane: squares(browser, lane).get("429", 0) > 3, 15)  # type: ignore[misc]
         assert read(browser, f"#{lane} .verdict") == "Serves within the limits"
         assert number(browser, lane, "beyond") == 0
+    pictures(browser, "before")
 
     click(browser, "[data-deed=kill]")
     eventually(lambda: "503, Retry-After" in read(browser, "#guarded .verdict"), 5)
@@ -106,6 +120,7 @@ def test_outage_and_its_end_side_by_side(browser: WebDriver, demo: Demo) -> None
         return len(counted) > 2
 
     eventually(counts_down, 6)
+    pictures(browser, "during")
 
     click(browser, "[data-deed=start]")
     eventually(lambda: number(browser, "guarded", "back") >= 0, 8)
@@ -113,6 +128,7 @@ def test_outage_and_its_end_side_by_side(browser: WebDriver, demo: Demo) -> None
     eventually(lambda: text(browser, "workers").count("closed") == 2, 5)
     serves = "Serves within the limits"
     eventually(lambda: read(browser, "#guarded .verdict") == serves, 5)
+    pictures(browser, "after")
 
     click(browser, "[data-deed=hang]")
     eventually(lambda: read(browser, "#unguarded .verdict").startswith("Hanging: "), 10)
@@ -124,6 +140,7 @@ def test_outage_and_its_end_side_by_side(browser: WebDriver, demo: Demo) -> None
         assert words in told
     click(browser, "#stream")
     assert text(browser, "stream-word") == "Start requests"
+    assert "Hanging:" in text(browser, "news") or "Serves" in text(browser, "news")
     assert unexpected(browser) == []
 
 
