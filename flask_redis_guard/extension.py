@@ -15,7 +15,7 @@ from flask_redis_guard.core.process import gevent_is_to_patch
 from flask_redis_guard.errors import CircuitOpen, ConfigurationError, GuardError
 from flask_redis_guard.host.operators import WorkerReport
 from flask_redis_guard.limiting.limiter import RateLimiter
-from flask_redis_guard.runtime import EXTENSION, Runtime
+from flask_redis_guard.runtime import EXTENSION, OfCurrentApp, Runtime
 from flask_redis_guard.sessions.store import SessionStore
 from flask_redis_guard.web import refusals
 from flask_redis_guard.web.alerts import Alerts
@@ -42,6 +42,12 @@ class RedisGuard:
 
     :param app: an app to guard at once; with factories call :meth:`init_app` instead.
     """
+
+    client = OfCurrentApp[redis.Redis](
+        "client", "The current app's guarded client, to be used as any ``redis.Redis``."
+    )
+    limiter = OfCurrentApp[RateLimiter]("limiter", "The current app's rate limiter.")
+    sessions = OfCurrentApp[SessionStore]("sessions", "The current app's session store.")
 
     def __init__(self, app: Flask | None = None) -> None:
         self._declared = DeclaredLimits()
@@ -72,11 +78,6 @@ class RedisGuard:
         routes = ratelimit.install(app, guarded, limits)
         websockets.install(routes)
         _mount(guarded, metrics, routes)
-
-    @property
-    def client(self) -> redis.Redis:
-        """The current app's guarded client, to be used as any ``redis.Redis``."""
-        return runtime.current().client
 
     def client_for(self, app: Flask) -> redis.Redis:
         """Return an app's guarded client outside any context, without I/O.
@@ -118,11 +119,6 @@ class RedisGuard:
         """
         return (runtime.current() if app is None else runtime.of(app)).workers()
 
-    @property
-    def limiter(self) -> RateLimiter:
-        """The current app's rate limiter."""
-        return runtime.current().limiter
-
     def limit_app(
         self, rates: Rates, *, app: Flask | None = None, **options: Unpack[LimitOptions]
     ) -> None:
@@ -158,11 +154,6 @@ class RedisGuard:
         for one in below_limits(target):
             self._declared.exempt(one)
         return target
-
-    @property
-    def sessions(self) -> SessionStore:
-        """The current app's session store."""
-        return runtime.current().sessions
 
     def sessions_for(self, app: Flask) -> SessionStore:
         """Return an app's session store outside any context, without I/O.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import redis
 from flask import Blueprint, Flask, current_app, has_app_context
@@ -217,3 +217,22 @@ def current() -> Runtime:
             "or name the app: guard.client_for(app)"
         )
     return of(current_app)
+
+
+class OfCurrentApp(Generic[T]):
+    """A read-only attribute that is the current app's.
+
+    :param name: the attribute of its :class:`Runtime`.
+    :param doc: says what it is.
+    """
+
+    def __init__(self, name: str, doc: str) -> None:
+        self._name = name
+        self.__doc__ = doc
+
+    def __get__(self, owner: object, kind: type[Any]) -> T:
+        found: Any = self if owner is None else getattr(current(), self._name)
+        return found  # type: ignore[no-any-return]
+
+    def __set__(self, owner: object, value: NoReturn) -> NoReturn:
+        raise AttributeError(f"{self._name!r} is the current app's and cannot be set")

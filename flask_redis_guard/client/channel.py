@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import select
-import ssl
 import sys
 import threading
 from collections import deque
@@ -33,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as redis_errors
 
 from flask_redis_guard.client.replies import Incomplete, read_reply
-from flask_redis_guard.client.transport.sockets import is_ready
+from flask_redis_guard.client.transport.sockets import NOT_READY, is_ready
 
 if TYPE_CHECKING:
     from flask_redis_guard.client.operation import Operation
@@ -56,8 +55,6 @@ LOOK_AROUND: Final = 32
 BATCH: Final = 128
 
 _TIMEOUTS: Final = (redis_errors.TimeoutError, TimeoutError)
-
-_NOT_READY: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Call:
@@ -420,7 +417,7 @@ class Batch:
         while view:
             try:
                 self._sent.extend(map(sock.send, (view,)))
-            except _NOT_READY:
+            except NOT_READY:
                 self._wait(operation, select.POLLOUT)
             view = memoryview(self._outgoing)[sum(self._sent) :]
 
@@ -429,7 +426,7 @@ class Batch:
         while len(self._received) == known:
             try:
                 self._received.extend(map(sock.recv, (65536,)))
-            except _NOT_READY:
+            except NOT_READY:
                 self._wait(operation, select.POLLIN)
         if not self._received[-1]:
             raise redis_errors.ConnectionError("Connection closed by server.")

@@ -122,7 +122,7 @@ CLUSTER = """
 @pytest.mark.parametrize("worker", ["gevent", "gthread"])
 def test_a_cluster_is_served_from(worker: str) -> None:
     code = textwrap.dedent(CLUSTER).format(
-        seconds=0.13, worker=worker, threads=8 if worker == "gthread" else None
+        seconds=0.2, worker=worker, threads=8 if worker == "gthread" else None
     )
     first, rest = json.loads(run_apart(code))
     assert rest == {"200": 125}, first

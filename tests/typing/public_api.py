@@ -48,7 +48,7 @@ assert_type(guard.breaker.retry_after, float)
 assert_type(guard.limiter, RateLimiter)
 assert_type(guard.health(), dict[str, Any])
 guard.require_redis("password reset")
-guard.client = redis.Redis()  # type: ignore[misc]
+guard.client = redis.Redis()  # type: ignore[assignment]
 guard.limit_app("100/minute", app=app)
 guard.limit_blueprint(Blueprint("b", __name__), [Rate(5, 60), "1/second"], key="address")
 

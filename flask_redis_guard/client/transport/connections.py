@@ -33,6 +33,7 @@ from flask_redis_guard.client.transport.commands import (
 )
 from flask_redis_guard.client.transport.names import NAMES
 from flask_redis_guard.client.transport.sockets import (
+    NOT_READY,
     DeadlineSocket,
     Step,
     dial,
@@ -637,8 +638,7 @@ class GuardedConnection:
         sock.operation = operation
         self._owed = 1
         try:
-            sock.sendall(packed)
-            data = sock.receive_first(operation)
+            data = self._send_and_receive(sock, operation, packed)
             line, _, text = data.partition(b"\r\n")
             if line == b"$%d" % (len(text) - 2) and text[-2:] == b"\r\n":
                 self._owed = 0
@@ -656,6 +656,29 @@ class GuardedConnection:
         self._owed = 0
         self.note_reply(reply)
         return reply
+
+    @staticmethod
+    def _send_and_receive(sock: DeadlineSocket, operation: Operation, packed: bytes) -> bytes:
+        """Send a command, and receive the beginning of its reply.
+
+        Most are sent at once, and answered in the first part of the operation's time: the
+        socket's own methods are all that is called then.
+        """
+        try:
+            sent = sock.send(packed)
+        except (TimeoutError, *NOT_READY):
+            sent = 0
+        if sent != len(packed):
+            sock.send_rest(memoryview(packed)[sent:])
+        began = monotonic()
+        try:
+            received: bytes = sock.receive(65536)
+        except TimeoutError:
+            return sock.go_on_receiving(operation, began)
+        except NOT_READY:
+            return sock.go_on_receiving()
+        operation.waited += monotonic() - began
+        return received
 
     @staticmethod
     def _read_on(sock: DeadlineSocket, data: bytes) -> Any:

@@ -23,7 +23,8 @@ from flask_redis_guard.client.operation import Operation
 Step = tuple[Any, int]
 
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK)
-_NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+#: What a socket that does not wait raises where there is nothing to be done now.
+NOT_READY = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class DeadlineSocket:
@@ -43,8 +44,8 @@ class DeadlineSocket:
         self._tls = hasattr(sock, "pending")
         self._part = part
         sock.settimeout(0 if self._tls else part)
-        # What every call needs, found once.
-        self._send, self._recv, self._recv_into = sock.send, sock.recv, sock.recv_into
+        #: The socket's own methods, which wait for one part at most.
+        self.send, self.receive, self._receive_into = sock.send, sock.recv, sock.recv_into
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -71,24 +72,20 @@ class DeadlineSocket:
         self._wanted = seconds
 
     def recv(self, *args: Any) -> bytes:
-        return self._receive(self._recv, *args)  # type: ignore[no-any-return]
+        return self._receive(self.receive, *args)  # type: ignore[no-any-return]
 
     def recv_into(self, *args: Any) -> int:
-        return self._receive(self._recv_into, *args)  # type: ignore[no-any-return]
+        return self._receive(self._receive_into, *args)  # type: ignore[no-any-return]
 
-    def receive_first(self, operation: Operation) -> bytes:
-        """Receive the beginning of a reply, as :meth:`recv` for an operation under way."""
-        began = monotonic()
-        try:
-            received: bytes = self._sock.recv(65536)
-        except TimeoutError:
+    def go_on_receiving(self, operation: Operation | None = None, began: float = 0) -> bytes:
+        """Go on after :attr:`receive` had nothing yet.
+
+        :param operation: whose wait has ended without anything, if that was one.
+        :param began: when that wait began.
+        """
+        if operation is not None:
             operation.count(began, self._part)
-        except _NOT_READY:
-            pass
-        else:
-            operation.waited += monotonic() - began
-            return received
-        return self._patiently(self._sock.recv, select.POLLIN, 65536)  # type: ignore[no-any-return]
+        return self._patiently(self.receive, select.POLLIN, 65536)  # type: ignore[no-any-return]
 
     def _receive(self, method: Callable[..., Any], *args: Any) -> Any:
         operation = self.operation
@@ -101,7 +98,7 @@ class DeadlineSocket:
             received = method(*args)  # which waits for one part, the first of this operation's
         except TimeoutError:
             operation.count(began, part)
-        except _NOT_READY:
+        except NOT_READY:
             pass
         else:
             elapsed = monotonic() - began
@@ -112,8 +109,8 @@ class DeadlineSocket:
     def sendall(self, data: Any) -> None:
         """Send everything before the time is used up."""
         try:
-            sent = self._send(data)
-        except (TimeoutError, *_NOT_READY):
+            sent = self.send(data)
+        except (TimeoutError, *NOT_READY):
             sent = 0
         except BaseException:
             del data  # it may hold a password, and error trackers collect variables
@@ -121,11 +118,12 @@ class DeadlineSocket:
         if sent != len(data):
             view = memoryview(data).cast("B")[sent:]
             del data
-            self._send_rest(view)
+            self.send_rest(view)
 
-    def _send_rest(self, view: memoryview) -> None:
+    def send_rest(self, view: memoryview) -> None:
+        """Send what :attr:`send` has left."""
         while view:
-            view = view[self._patiently(self._send, select.POLLOUT, view) :]
+            view = view[self._patiently(self.send, select.POLLOUT, view) :]
 
     def _patiently(self, method: Callable[..., Any], event: int, *args: Any) -> Any:
         """Call a method that does not wait as often as it takes."""
@@ -134,7 +132,7 @@ class DeadlineSocket:
             while True:
                 try:
                     return method(*args)
-                except _NOT_READY as exc:
+                except NOT_READY as exc:
                     if isinstance(exc, ssl.SSLError):
                         wants_write = isinstance(exc, ssl.SSLWantWriteError)
                         event = select.POLLOUT if wants_write else select.POLLIN
