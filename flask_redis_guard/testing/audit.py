@@ -114,6 +114,16 @@ class _Subject:
     is_over: bool = False
 
 
+#: Numbers of clients. An app may remember those of an audit before.
+_clients = itertools.count()
+
+
+def _address(number: int) -> str:
+    """Return an address of those that are set apart for tests (RFC 2544)."""
+    number %= 2 * 250 * 250
+    return f"198.{18 + number // 62_500}.{number // 250 % 250}.{number % 250 + 1}"
+
+
 class _Audit:
     def __init__(
         self,
@@ -139,7 +149,6 @@ class _Audit:
         self._progress = progress
         self._emptied = False
         self._asked = 0
-        self._addresses = (f"198.18.{n // 250}.{n % 250 + 1}" for n in itertools.count())
         self._by_name: dict[str, Example] = {}
         self._notes: list[str] = []
         #: Requests that nobody waits for any more.
@@ -369,7 +378,7 @@ class _Audit:
 
     def _client(self, example: Example) -> tuple[FlaskClient, str]:
         """Return a client that nobody knows, and its address; logged in if the example wants it."""
-        client, address = self._app.test_client(), next(self._addresses)
+        client, address = self._app.test_client(), _address(next(_clients))
         if example.after:
             self._ask(self._by_name[example.after], client, address)
         return client, address

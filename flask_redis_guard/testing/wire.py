@@ -168,12 +168,12 @@ class Wire:
         """
         with self.changed:
             self.fault = Fault(listens=False)
-            self._closed = True
+            self._outlasting = list(outlasting)
+            self._closed = True  # from here on only those are led
         self._waker.send(b"x")
         self._acceptor.join()
         self.cut()
         with _placing:
-            self._outlasting = [thread for thread in outlasting if thread.is_alive()]
             for sock in (self._waker, self._wake, *self._listeners):
                 sock.close()
             self._selector.close()
@@ -194,21 +194,21 @@ class Wire:
         :param connection: of redis-py.
         :param connect: connects it to where it wants.
         """
-        if self._closed:
-            is_outlasting = threading.current_thread() in self._outlasting
-            return _address(self._refusing) if is_outlasting else None
-        dial = self._lead(connection, connect)
-        if dial is None:
-            return None
-        if not self.fault.listens:
-            return _address(self._refusing)
-        listener = _bound()
-        listener.listen(1)  # for this connection alone
         with self.changed:
+            if self._closed:
+                is_outlasting = threading.current_thread() in self._outlasting
+                return _address(self._refusing) if is_outlasting else None
+            dial = self._lead(connection, connect)
+            if dial is None:
+                return None
+            if not self.fault.listens:
+                return _address(self._refusing)
+            listener = _bound()
+            listener.listen(1)  # for this connection alone
             self._listeners.append(listener)
-        self._selector.register(listener, selectors.EVENT_READ, dial)
-        self._waker.send(b"x")
-        return _address(listener)
+            self._selector.register(listener, selectors.EVENT_READ, dial)
+            self._waker.send(b"x")
+            return _address(listener)
 
     def _accept(self) -> None:
         while True:

@@ -376,8 +376,8 @@ def test_a_limit_that_says_allow_is_told_and_can_be_accepted() -> None:
     app.config.update(REDIS_URL=NOWHERE)
     RedisGuard(app)
     app.get("/allow")(rate_limited("3/minute", on_outage="allow")(lambda: "x"))
-    report = audit(app, faults=["refused"], **SHORT)
-    assert of(report, "GET /allow") == {"refused": "bypass"}
+    report = audit(app, faults=["refused", "empty"], **SHORT)
+    assert of(report, "GET /allow") == {"refused": "bypass", "empty": "served"}
     assert "on_outage" in report.bad()[0].advice
     accepted = audit(app, [{"path": "/allow", "accept": ["bypass"]}], faults=["refused"], **SHORT)
     assert of(accepted, "GET /allow") == {"refused": "bypass"}
