@@ -190,7 +190,7 @@ def _install_metrics(guarded: Runtime) -> Metrics | None:
     except ImportError:
         remedy = "False, or pip install 'flask-redis-guard[prometheus]'"
         raise ConfigurationError("REDIS_GUARD_METRICS", True, remedy) from None
-    metrics = Metrics(guarded.app, guarded.gate)
+    metrics = Metrics(guarded.app, guarded.gate, None if guarded.host is None else guarded.workers)
     guarded.add(metrics)
     return metrics
 
@@ -224,6 +224,7 @@ def _mount(guarded: Runtime, metrics: Metrics | None, routes: Routes) -> None:
             authorization,
             scrape,
             ready_means=settings.ready,
+            operators=guarded.operators,
         )
         app.register_blueprint(guarded.health)
     app.cli.add_command(

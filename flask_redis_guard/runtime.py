@@ -122,12 +122,15 @@ class Runtime:
         if self.host is not None:
             self.host.look()
 
+    @cached_property
+    def operators(self) -> Operators | None:
+        """What an operator sees of all workers of this host; ``None`` where nothing is shared."""
+        return None if self.host is None else Operators(self.host)
+
     def workers(self) -> list[WorkerReport]:
         """Return the workers of this app on this host; none where nothing is shared."""
-        if self.host is None:
-            return []
-        self.host.look()
-        return Operators(self.host).workers()
+        self.look()
+        return [] if self.operators is None else self.operators.workers()
 
     def _catch_up(self, change: Transition) -> None:
         if change.current is CircuitState.CLOSED:

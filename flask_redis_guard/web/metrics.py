@@ -8,6 +8,7 @@ a key or an endpoint's argument.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 
 from flask import Flask
 from prometheus_client import (
@@ -20,6 +21,7 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.core import GaugeMetricFamily
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.core.breaker import CircuitState, Transition
@@ -32,6 +34,7 @@ from flask_redis_guard.events import (
     RequestRefused,
     SessionFailed,
 )
+from flask_redis_guard.host.operators import WorkerReport
 
 #: Distinct rates that get a label of their own; rates that are computed could be without number.
 MOST_RATES = 100
@@ -84,14 +87,48 @@ SESSION_FAILURES = Counter(
 )
 
 
+#: Told by whichever process is asked, so it is no metric of a process.
+HOST_WORKERS = "redis_guard_host_workers"
+
+
+class HostCollector:
+    """Count the workers of this host by the states of their circuits, when it is asked.
+
+    :param app: the app's name.
+    :param workers: gives them.
+    """
+
+    def __init__(self, app: str, workers: Callable[[], Sequence[WorkerReport]]) -> None:
+        self._app = app
+        self._workers = workers
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Give the one metric."""
+        about = "How many worker processes of this host have their circuit in this state."
+        family = GaugeMetricFamily(HOST_WORKERS, about, labels=["app", "state"])
+        states = [report.state for report in self._workers()]
+        for state in CircuitState:
+            family.add_metric([self._app, state.value], states.count(state.value))
+        yield family
+
+
 class Metrics:
     """Count what happens in one app.
 
     :param app: the app.
     :param gate: the gate of its client.
+    :param workers: gives the workers of this host; ``None`` where they share nothing.
     """
 
-    def __init__(self, app: Flask, gate: Gate) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        gate: Gate,
+        workers: Callable[[], Sequence[WorkerReport]] | None = None,
+    ) -> None:
+        self._host = CollectorRegistry()
+        if workers is not None:
+            self._host.register(HostCollector(app.name, workers))
         self._app = app.name
         self._breaker = gate.breaker
         self._rates: set[str] = set()
@@ -115,7 +152,7 @@ class Metrics:
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        return generate_latest(registry) + generate_latest(self._host), CONTENT_TYPE_LATEST
 
     def _finished(self, call: CallFinished) -> None:
         if self._pid != os.getpid():

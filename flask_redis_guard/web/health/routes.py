@@ -13,7 +13,10 @@ from typing import Any
 from flask import Blueprint, Response, current_app, make_response, render_template, request
 
 from flask_redis_guard.core.arguments import answer_of
+from flask_redis_guard.core.hostview import ACTIONS
 from flask_redis_guard.errors import RedisUnavailable
+from flask_redis_guard.host.operators import Operators
+from flask_redis_guard.host.places import BoardRefused
 from flask_redis_guard.observe.report import HealthReport
 
 logger = logging.getLogger("flask_redis_guard")
@@ -91,6 +94,7 @@ def health_blueprint(
     scrape: Callable[[], tuple[bytes, str]] | None = None,
     *,
     ready_means: str = "live",
+    operators: Operators | None = None,
 ) -> Blueprint:
     """Return the blueprint of one app's health routes.
 
@@ -100,6 +104,7 @@ def health_blueprint(
     :param scrape: gives the metrics and their media type; ``None`` mounts no route for them.
     :param ready_means: ``live``, or ``redis`` for a ``/ready`` that fails while requests that need
         Redis are refused.
+    :param operators: the workers of this host; ``None`` where they share nothing.
     """
     blueprint = Blueprint(
         NAME,
@@ -108,15 +113,33 @@ def health_blueprint(
         static_folder="static",
         template_folder="templates",
     )
-    routes = HealthRoutes(report, authorization, scrape, follows_redis=ready_means == "redis")
+    routes = HealthRoutes(
+        report, authorization, scrape, follows_redis=ready_means == "redis", operators=operators
+    )
     blueprint.add_url_rule("/live", view_func=routes.live)
     blueprint.add_url_rule("/ready", view_func=routes.ready)
     blueprint.add_url_rule("/detailed", view_func=routes.detailed)
     blueprint.add_url_rule("/status", view_func=routes.status)
     blueprint.add_url_rule("/status.json", view_func=routes.status_data)
+    if operators is not None:
+        blueprint.add_url_rule("/breaker", view_func=routes.breaker, methods=["POST"])
     if scrape is not None:
         blueprint.add_url_rule("/metrics", view_func=routes.metrics)
     return blueprint
+
+
+#: A request with this header cannot come from a page of another site.
+OWN_HEADER = "X-Redis-Guard"
+
+
+def _is_own_page() -> bool:
+    """Whether a request comes from the status page, or from no browser."""
+    site = request.headers.get("Sec-Fetch-Site")
+    return OWN_HEADER in request.headers and site in (None, "same-origin")
+
+
+def _said(text: str, status: int) -> Response:
+    return Response(text, status, {"Cache-Control": "no-store"}, "text/plain")
 
 
 class HealthRoutes:
@@ -129,7 +152,9 @@ class HealthRoutes:
         scrape: Callable[[], tuple[bytes, str]] | None,
         *,
         follows_redis: bool,
+        operators: Operators | None,
     ) -> None:
+        self._operators = operators
         self._report = report
         self._authorization = authorization
         self._scrape = scrape
@@ -172,6 +197,27 @@ class HealthRoutes:
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    def breaker(self) -> Response:
+        """Command all workers of this host: ``{"action": "reset"}``, ``force-open``, ``disable``.
+
+        A page of another site can neither send the header that is wanted here nor the type of the
+        body, without asking first, and is not allowed to.
+        """
+        if not self._authorization.granted():
+            return self._not_authorized()
+        if not _is_own_page():
+            return _said("Send it from the status page, or with the header X-Redis-Guard.\n", 403)
+        body = request.get_json(silent=True)
+        action = body.get("action") if isinstance(body, dict) else None
+        if action not in ACTIONS or self._operators is None:
+            return _said(f"The action is one of {', '.join(ACTIONS)}.\n", 400)
+        try:
+            self._operators.give(action, f"the status page, asked from {request.remote_addr}")
+        except BoardRefused as error:
+            logger.warning("A command from the status page reaches no worker (%s)", error)
+            return _said("No worker can be reached; the log says why.\n", 409)
+        return _said("", 204)
+
     def metrics(self) -> Response:
         """Give the metrics to a Prometheus that brings the token."""
         if self._scrape is None or not self._authorization.granted():
@@ -185,9 +231,17 @@ class HealthRoutes:
         if everything:
             fields["process"] = self._report.process()
             fields["details"] = self._report.details()
+            fields["workers"] = self._workers()
         if history:
             fields["history"] = self._report.history()
         return self._answer(self._report.status(redis, ready=self._report.ready), **fields)
+
+    def _workers(self) -> list[dict[str, Any]]:
+        try:
+            reports = [] if self._operators is None else self._operators.workers()
+        except BoardRefused:  # the log has said so
+            return []
+        return [report.as_dict() for report in reports]
 
     def _answer(self, status: str, **fields: Any) -> Response:
         body = {"status": status, **fields}

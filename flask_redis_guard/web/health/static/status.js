@@ -11,6 +11,7 @@ const SEVERITY = { pass: 0, warn: 1, fail: 2 };
 
 // Without the user and password that this page's own address may have: a browser refuses to fetch those.
 const DATA = new URL("status.json", location.origin + location.pathname);
+const COMMANDS = new URL("breaker", location.origin + location.pathname);
 
 const views = new Map(); // host and process -> {answer, at}
 let chosen = null; // the process whose view the reader asked for
@@ -202,6 +203,47 @@ function drawLimits(limited) {
   }));
 }
 
+function drawWorkers(workers) {
+  byId("workers").hidden = workers.length === 0;
+  byId("workers").querySelector("tbody").replaceChildren(...workers.map((worker) => {
+    const row = element("tr");
+    const heard = worker.responds
+      ? (worker.heard === null ? "at work" : `${worker.heard.toFixed(1)} s ago`)
+      : "does not respond";
+    const probes = worker.probes ? ", asks whether Redis is back" : "";
+    row.append(
+      element("td", worker.pid), element("td", worker.state + probes),
+      element("td", worker.failures, "number"), element("td", heard),
+    );
+    return row;
+  }));
+}
+
+const MEANINGS = {
+  "reset": "close the circuits of all workers of this host?",
+  "force-open": "keep all workers of this host away from Redis until a reset?",
+  "disable": "let every call of all workers of this host pass, uncounted, until a reset?",
+};
+
+async function command(action) {
+  if (!confirm(`Really ${MEANINGS[action]}`)) return;
+  let said = `${action} was sent to all workers of this host.`;
+  try {
+    const response = await fetch(COMMANDS, {
+      method: "POST", cache: "no-store", credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS),
+      headers: { "Content-Type": "application/json", "X-Redis-Guard": "status page" }, body: JSON.stringify({ action }),
+    });
+    if (!response.ok) said = `${action} was refused: ${(await response.text()).trim()}`;
+  } catch {
+    said = `${action} could not be sent.`;
+  }
+  setText("commanded", said);
+}
+
+for (const button of document.querySelectorAll("#workers button")) {
+  button.addEventListener("click", () => command(button.dataset.action));
+}
+
 function drawProcesses() {
   const group = byId("processes");
   group.hidden = views.size < 2;
@@ -243,6 +285,7 @@ function draw() {
   drawProcesses();
   drawFacts(answer);
   drawHistory(answer.history, answer.redis.circuit_state);
+  drawWorkers(answer.workers);
   drawLimits(answer.details.limited);
 }
 
