@@ -289,7 +289,7 @@ def test_all_of_a_batch_is_encrypted(redis_server: RedisServer, model: str) -> N
         tempfile.TemporaryDirectory() as directory,
         Proxy(redis_server.port, tls=TLSIdentity(directory)) as proxy,
     ):
-        counts = call(proxy.url, model, seconds=1, timeout=2)
+        counts = call(proxy.url, model, seconds=3, timeout=2)
     check(counts, redis_server)
     assert counts["refused"] == 0, counts  # who takes the proxy for a plain server is cut off
 

@@ -167,7 +167,12 @@ def test_every_metric_over_two_workers(own_server: RedisServer, tmp_path: Path) 
 
         eventually(both_closed, 20, "both breakers closed again")
         samples = scrape(app)
-        assert value(samples, transitions, previous="half-open", current="closed") == 2
+        # One that only followed the other worker may go the straight way back.
+        closed = [
+            value(samples, transitions, previous=previous, current="closed")
+            for previous in ("half-open", "open")
+        ]
+        assert sum(closed) == 2
         assert value(samples, "redis_guard_circuit_state", state="open") == 0
         assert app.get("/api/v1/health/metrics").status_code == 401
 
