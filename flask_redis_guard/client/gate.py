@@ -63,11 +63,18 @@ class Gate:
         self.bus = bus or Bus()
         #: Called inside each operation before its work; a test makes an outage of what it raises.
         self.fault: Callable[[Operation], object] | None = None
+        #: Whether a test has put an outage on the wire.
+        self.in_outage_of_test = False
         #: Asked by the first operation that begins after so much monotonic time; it sets another.
         self.host: Lookout | None = None
         self.look_at = float("inf")
         #: When the last operation began that Redis has answered, on the monotonic clock.
         self.succeeded = 0.0
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether what this process meets is a test's outage, and no other worker's business."""
+        return self.in_outage_of_test or self.fault is not None
 
     def run(
         self, name: str, call: Callable[[], T], *, probe: bool = False, answered: bool = True

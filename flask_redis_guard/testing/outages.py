@@ -90,16 +90,20 @@ def read_only(app: Flask) -> Iterator[CircuitBreaker]:
 def without_stand_in(guarded: Runtime) -> Iterator[None]:
     """Have an app's guard behave as in production: no in-memory store stands in for Redis.
 
+    Other workers of the host are told nothing: an outage of a test is none of theirs.
+
     :param guarded: what the app has at run time. Its breaker is as new at the end.
     """
     gate = guarded.gate
     before = gate.in_memory, gate.memory_only, gate.serving_memory
     gate.in_memory = gate.memory_only = gate.serving_memory = False
+    gate.in_outage_of_test = True
     try:
         yield
     finally:
         gate.in_memory, gate.memory_only, gate.serving_memory = before
         forget(guarded)
+        gate.in_outage_of_test = False
 
 
 def forget(guarded: Runtime) -> None:

@@ -482,6 +482,10 @@ def test_the_pytest_plugin() -> None:
 
         with tempfile.TemporaryDirectory() as directory:
             pathlib.Path(directory, "conftest.py").write_text(textwrap.dedent("""
+                import sys
+                # gevent may have something to patch before they are imported.
+                assert not {"flask", "redis", "flask_redis_guard"} & set(sys.modules)
+
                 import pytest
                 from flask import Flask
                 from flask_redis_guard import RedisGuard, rate_limited

@@ -13,8 +13,8 @@ import redis
 import redis.asyncio
 from flask import Flask
 
-from flask_redis_guard import RedisGuard, RedisUnavailable
-from flask_redis_guard.testing import outage
+from flask_redis_guard import CircuitState, RedisGuard, RedisUnavailable
+from flask_redis_guard.testing import audit, outage
 from flask_redis_guard.testing.faults import KINDS, MEANINGS, Kind
 from flask_redis_guard.testing.framing import encode_reply, pack, reply_end, take_command
 from tests.support import Proxy, RedisServer, TLSIdentity
@@ -170,6 +170,47 @@ def test_guards_of_other_apps_are_left_alone(app: Flask, redis_server: RedisServ
             with pytest.raises(redis.ConnectionError):
                 client_of(app).ping()
         assert client_of(other).ping() is True
+
+
+@pytest.fixture
+def workers(redis_server: RedisServer, tmp_path: Path) -> tuple[Flask, Flask]:
+    """Two workers of one app on one host, which share what they know."""
+    config: dict[str, Any] = {"REDIS_GUARD_HOST_STATE": str(tmp_path)}
+    config["REDIS_GUARD_FAILURE_THRESHOLD"] = 1
+    tested, other = (make_app(redis_server.url, **config) for _ in range(2))
+    tested.get("/")(lambda: str(client_of(tested).incr("n")))
+    assert client_of(tested).ping() is client_of(other).ping() is True
+    assert len(other.extensions["redis_guard"].workers()) == 2
+    return tested, other
+
+
+def state_of(app: Flask) -> CircuitState:
+    guarded = app.extensions["redis_guard"]
+    guarded.look()
+    state: CircuitState = guarded.breaker.state
+    return state
+
+
+def test_an_outage_is_none_for_other_workers_of_the_host(workers: tuple[Flask, Flask]) -> None:
+    tested, other = workers
+    with outage(tested) as breaker:
+        assert tested.test_client().get("/").status_code == 503
+        assert breaker.state is CircuitState.OPEN
+        assert state_of(other) is CircuitState.CLOSED
+        assert client_of(other).ping() is True
+
+
+def test_an_audit_is_none_for_other_workers_of_the_host(workers: tuple[Flask, Flask]) -> None:
+    tested, other = workers
+    seen: list[CircuitState] = []
+
+    def look(doing: str, done: int, total: int) -> None:
+        if doing == "refused" and done:
+            assert tested.extensions["redis_guard"].breaker.state is CircuitState.OPEN
+            seen.append(state_of(other))
+
+    assert audit(tested, faults=["refused"], progress=look).passed
+    assert seen == [CircuitState.CLOSED]
 
 
 def test_unix_sockets(tmp_path: Path) -> None:

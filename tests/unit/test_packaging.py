@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from configparser import ConfigParser
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_an_extra_names_each_distribution_once(extra: str) -> None:
     lines = config["options.extras_require"][extra].split("\n")
     names = [re.split(r"[^\w.-]", line.lower())[0] for line in lines if line]
     assert len(names) == len(set(names)), names
+
+
+def test_the_pytest_plugin_is_a_module_that_there_is() -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    (line,) = config["options.entry_points"]["pytest11"].strip().splitlines()
+    name = line.partition("=")[2].strip()
+    assert (ROOT / name / "__init__.py").exists()
+    assert fnmatch(name, config["options.packages.find"]["include"])
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
