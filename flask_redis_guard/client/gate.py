@@ -21,8 +21,14 @@ T = TypeVar("T")
 class Lookout(Protocol):
     """Who knows what other workers of the host know."""
 
-    def look(self) -> None:
-        """Read what is new, and have the breaker follow it."""
+    def look(self, operation: str = "") -> None:
+        """Read what is new, and have the breaker follow it.
+
+        :param operation: the operation that is about to ask Redis, if one is.
+        """
+
+    def answered(self) -> None:
+        """Take note that Redis has answered the operation that looked last, or a later one."""
 
 
 class Gate:
@@ -70,6 +76,8 @@ class Gate:
         self.look_at = float("inf")
         #: When the last operation began that Redis has answered, on the monotonic clock.
         self.succeeded = 0.0
+        #: Whether other workers are to be told of the next answer.
+        self.curious = False
 
     @property
     def is_tested(self) -> bool:
@@ -137,7 +145,7 @@ class Gate:
     def _acquire(self, name: str, probe: bool, now: float) -> Permit:
         """Ask the breaker, after a look at what other workers know if it is time for one."""
         if now >= self.look_at and self.host is not None:
-            self.host.look()
+            self.host.look(name)
         answer = self.breaker.try_acquire(probe=probe)
         if isinstance(answer, Refusal):
             raise self.refuse(name, answer)
@@ -165,6 +173,8 @@ class Gate:
                 plain = self._plain
                 if plain is None or operation.permit is plain.shared:
                     self.succeeded = operation.started
+                    if self.curious and self.host is not None:
+                        self.host.answered()
                 if plain is None or plain.pending or operation.permit is not plain.shared:
                     self.breaker.settle(operation.permit, Outcome.SUCCESS)
             if self.bus.calls:

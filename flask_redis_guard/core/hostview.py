@@ -20,6 +20,9 @@ AHEAD = 1.0
 #: Failures of several workers together open their breakers once they reach over so many seconds:
 #: within that time a worker that Redis answers has said so.
 SPAN = 0.25
+#: Seconds by which an operation that is answered may have begun after one that is not, though the
+#: server stopped in between.
+REORDERED = 0.05
 #: Seconds of an outage after which the next worker asks whether Redis is back, in turn: the one
 #: before may be cut off on its own.
 TURN = 10.0
@@ -77,6 +80,8 @@ class WorkerState:
     failed_at: float = 0.0
     #: When the last operation began that Redis has answered.
     succeeded_at: float = 0.0
+    #: When the first operation began that Redis has not answered since; 0 if there is none.
+    asked_at: float = 0.0
     #: Whether a thread of it can ask whether Redis is back.
     probes: bool = False
     #: When it was last heard of, and when it will be again at the latest.
@@ -90,7 +95,7 @@ class WorkerState:
         """Whether all of it can be true at a time."""
         times = (
             *(self.opened_at, self.proven_at, self.failing_since, self.failing_from),
-            *(self.failed_at, self.succeeded_at, self.beat_at),
+            *(self.failed_at, self.succeeded_at, self.beat_at, self.asked_at),
         )
         return (
             all(0.0 <= time <= now + AHEAD for time in times)
@@ -136,6 +141,7 @@ def derive(
     *,
     threshold: int,
     window: float,
+    timeout: float = 0.5,
     answered: float = 0.0,
     over_at: float = 0.0,
     command: OperatorCommand | None = None,
@@ -150,6 +156,7 @@ def derive(
     :param now: monotonic time in seconds.
     :param threshold: failures in a row, of all workers together, that open.
     :param window: seconds after which failures that were the last are forgotten.
+    :param timeout: seconds after which an operation fails that is not answered.
     :param answered: when the last operation of the caller began that Redis has answered.
     :param over_at: what opened before this is over for the caller.
     :param command: the command that is written beside the slots.
@@ -191,6 +198,9 @@ def derive(
         and now - worker.failed_at <= window
     ]
     failures = sum(worker.failures for worker in failing)
+    if any(worker.failing_from < worker.failing_since for worker in failing):
+        # One has waited in vain for all of its time: the others need not do so too.
+        failures += sum(_waits(worker, now, timeout, answered) for worker in living)
     began = min((worker.failing_from for worker in failing), default=now)
     return HostView(
         refusing=failures >= threshold and now - began >= SPAN,
@@ -200,6 +210,15 @@ def derive(
         over_at=over_at,
         fresh=fresh,
         command=command,
+    )
+
+
+def _waits(worker: WorkerState, now: float, timeout: float, answered: float) -> bool:
+    """Whether a worker waits for an answer, for a time in which Redis has answered nobody."""
+    return (
+        worker.state is CircuitState.CLOSED
+        and worker.asked_at >= max(answered - REORDERED, worker.succeeded_at)
+        and timeout / 2 <= now - worker.asked_at <= 1.5 * timeout
     )
 
 

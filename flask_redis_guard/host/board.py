@@ -42,7 +42,7 @@ EPOCH, COMMAND, RECORD = 0, 64, 64
 LOCKS, COMMAND_LOCK = 1 << 30, (1 << 30) + SLOTS
 _DIGEST = 16
 _LENGTH = struct.Struct("!H")
-_PULSE = struct.Struct("!ddd")
+_PULSE = struct.Struct("!dddd")
 _LOCK = struct.Struct("hhqqi0q")
 
 
@@ -54,6 +54,8 @@ class Pulse(NamedTuple):
     due_at: float = 0.0
     #: When its last operation began that Redis has answered.
     succeeded_at: float = 0.0
+    #: When the first operation began that Redis has not answered since.
+    asked_at: float = 0.0
 
 
 class SlotContent(NamedTuple):

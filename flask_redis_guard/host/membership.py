@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flask_redis_guard.client.gate import Gate
+from flask_redis_guard.client.transport.commands import BLOCKING
 from flask_redis_guard.core import hostview
 from flask_redis_guard.core.breaker import ANOTHER_WORKER, CircuitBreaker, CircuitState, Transition
 from flask_redis_guard.core.hostview import HostView, OperatorCommand, WorkerState
@@ -30,6 +31,9 @@ ALERT = 0.1
 STAGGER = 0.3
 #: Seconds before a worker that has no board looks for one again.
 AGAIN = 30.0
+
+#: Operations that may wait for something else than Redis, beside the commands that block.
+_WAITING = frozenset(("WAIT", "WAITAOF", "PIPELINE", "CONNECTION", "CONNECT", "MONITOR"))
 
 _NEVER = float("inf")
 _AWAY = (CircuitState.OPEN, CircuitState.HALF_OPEN)
@@ -198,8 +202,11 @@ class Membership:
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Read what is new, and follow it."""
+    def look(self, operation: str = "") -> None:
+        """Read what is new, and follow it.
+
+        :param operation: the operation that is about to ask Redis, if one is.
+        """
         if not self.joined and not self.join():
             return
         now, _ = time.monotonic(), self.breaker.state  # which may change by time alone
@@ -208,6 +215,7 @@ class Membership:
             if self._board is None:
                 return
             try:
+                self._note_asking(self._board, operation, now)
                 steps = self._read(self._board, now)
             except _UNUSABLE as error:
                 self._lose(error)
@@ -215,11 +223,32 @@ class Membership:
         for step in steps:  # outside the lock: they tell others
             step()
 
+    def _note_asking(self, board: Board, operation: str, now: float) -> None:
+        """Publish when this worker was answered last, and since when it waits for an answer."""
+        pulse = self._pulse._replace(succeeded_at=self._gate.succeeded)
+        asks = operation and self._state is CircuitState.CLOSED and _is_quick(operation)
+        if asks and (not pulse.asked_at or pulse.asked_at <= pulse.succeeded_at):
+            pulse = pulse._replace(asked_at=now)
+            self._gate.curious = True
+        if pulse != self._pulse:
+            self._pulse = pulse
+            board.pulse(pulse)
+
+    def answered(self) -> None:
+        """Publish that this worker waits no more."""
+        self._gate.curious = False
+        with self._lock:
+            board = self._board
+            if board is None or not self.joined:
+                return
+            self._pulse = self._pulse._replace(succeeded_at=self._gate.succeeded, asked_at=0.0)
+            try:
+                board.pulse(self._pulse)
+            except _UNUSABLE as error:
+                self._lose(error)
+
     def _read(self, board: Board, now: float) -> list[Callable[[], object]]:
         epoch = board.epoch()
-        if self._gate.succeeded != self._pulse.succeeded_at:
-            self._pulse = self._pulse._replace(succeeded_at=self._gate.succeeded)
-            board.pulse(self._pulse)
         if epoch == self._seen and self._is_quiet:
             return []
         self._seen = epoch
@@ -236,6 +265,7 @@ class Membership:
             now,
             threshold=self._threshold,
             window=self._window,
+            timeout=self._gate.timeout,
             answered=self._gate.succeeded,
             over_at=self._over_at,
             command=command_of(board.command()),
@@ -297,6 +327,7 @@ class Membership:
         now = time.monotonic()
         with self._lock:
             own, count = self.own, self.breaker.failure_count
+            self._pulse = self._pulse._replace(asked_at=0.0)
             if count and self._state is CircuitState.CLOSED and not self._gate.is_tested:
                 if count == 1 or not own.failures or self._was_answered(own.failing_since):
                     late = self._gate.timeout if failure.error.reason == "timeout" else 0.0
@@ -476,6 +507,12 @@ class Membership:
         return self.joined and not self._gate.is_tested
 
 
+def _is_quick(operation: str) -> bool:
+    """Whether Redis answers an operation at once, if it is well."""
+    name = operation.upper()
+    return name not in BLOCKING and name not in _WAITING and "SUBSCRIBE" not in name
+
+
 def state_of(found: SlotContent) -> WorkerState:
     """Return what a slot says; one that makes no sense counts as dead."""
     record, pulse = found.record, found.pulse
@@ -492,6 +529,7 @@ def state_of(found: SlotContent) -> WorkerState:
             failing_from=float(record["failing_from"]),
             failed_at=float(record["failed_at"]),
             succeeded_at=pulse.succeeded_at,
+            asked_at=pulse.asked_at,
             probes=record["probes"] is True,
             beat_at=pulse.beat_at,
             due_at=pulse.due_at,

@@ -103,6 +103,31 @@ def test_failures_of_several_open_together_once_they_are_no_moment() -> None:
     assert view(*timeouts).refusing
 
 
+def test_those_who_wait_in_vain_too_count_with_the_first_timeout() -> None:
+    failed = worker(
+        0,
+        failures=1,
+        failing_since=NOW,
+        failing_from=NOW - 0.5,
+        failed_at=NOW,
+        succeeded_at=NOW - 2,
+    )
+    waiting = [worker(slot, asked_at=NOW - 0.3) for slot in range(1, 5)]
+    assert view(failed, *waiting).refusing
+    assert not view(failed, *waiting[1:]).refusing
+    assert not view(*waiting, worker(6, asked_at=NOW - 0.4)).refusing  # nobody has failed yet
+    refused = replace(failed, failing_from=NOW)  # at once: that says nothing of who waits
+    assert not view(refused, *waiting).refusing
+    for odd in (
+        {"asked_at": NOW - 0.2},  # not for long
+        {"asked_at": NOW - 0.9},  # for something else
+        {"succeeded_at": NOW - 0.2},
+        {"state": CircuitState.DISABLED},
+        {"alive": False},
+    ):
+        assert not view(failed, *waiting[1:], replace(waiting[0], **odd)).refusing
+
+
 def test_the_lowest_asks_then_each_in_turn_and_no_one_who_is_stopped() -> None:
     three = [opened(slot, NOW - 1, due_at=NOW + 100) for slot in (3, 5, 8)]
     assert view(*three).prober == 3
@@ -128,6 +153,7 @@ STATES = st.builds(
     failing_from=TIMES,
     failed_at=TIMES,
     succeeded_at=TIMES,
+    asked_at=TIMES,
     probes=st.booleans(),
     beat_at=TIMES,
     due_at=TIMES,
