@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
   dist dist-check clean
 
 help:
-	@echo "make demo          serve the example application on 127.0.0.1, PORT=$(PORT)"
+	@echo "make demo          serve the outage laboratory on 127.0.0.1, PORT=$(PORT)"
 	@echo "make test          all tests but those below; PYTEST_ARGS=..."
 	@echo "make test-browser  the tests in chromium"
 	@echo "make test-promtool metrics and alert rules before Prometheus's own tool"
