@@ -203,6 +203,8 @@ class _Audit:
             return Skipped(example.title, "it answers 429 at its first call")
         if status >= 400 and not is_given:
             return Skipped(example.title, f"needs an example: it answers {status}")
+        if status >= 400:
+            self._notes.append(f"{example.title} answers {status} with a healthy Redis, too")
         subject = _Subject(example, status, is_login=is_login(self._app, example))
         subject.uses_redis = self._asked > before
         if subject.uses_redis:

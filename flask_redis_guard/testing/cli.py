@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,8 +121,12 @@ def audit_command(
     if as_json:
         click.echo(report.as_json())
     else:
-        click.echo(as_table(report, fail_on, colour=sys.stdout.isatty()))
+        click.echo(as_table(report, fail_on, colour=_may_colour()))
     raise SystemExit(1 if report.bad(fail_on) or not report.findings else 0)
+
+
+def _may_colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _progress() -> Progress:

@@ -425,6 +425,21 @@ def test_json_and_junit(careless: AuditReport) -> None:
     assert len(only_hang.findall(".//failure")) == 3
 
 
+def test_an_example_that_is_refused_anyway_is_named() -> None:
+    app = Flask("strict")
+    app.get("/admin")(lambda: ("no", 403))
+    report = audit(app, [{"path": "/admin"}], faults=["refused"], **SHORT)
+    assert "Note: GET /admin answers 403 with a healthy Redis, too." in str(report)
+
+
+def test_nothing_judged_is_no_pass() -> None:
+    app = Flask("empty")
+    app.post("/orders")(lambda: "made")
+    report = audit(app, faults=["refused"], **SHORT)
+    assert not report.passed
+    assert str(report).endswith("FAILED: nothing could be judged.")
+
+
 def test_verdicts_that_are_none(careless: AuditReport) -> None:
     with pytest.raises(GuardError, match="no verdict"):
         careless.bad(["slow"])
