@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,72 @@ def test_proxy_cuts_within_a_reply(redis_server: RedisServer) -> None:
         with pytest.raises(redis.ConnectionError):
             client.get("k")
         assert client.get("k") == b"v" * 1000
+
+
+def test_proxy_refuses_connections_until_it_listens_again(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        client = client_of(proxy.url)
+        client.ping()
+        proxy.refuse()
+        for _ in range(2):
+            with pytest.raises(redis.ConnectionError):
+                client.ping()
+        proxy.listen()
+        assert client.ping()
+
+
+def test_proxy_swallows_and_resets_what_lost_something(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        client, idle = client_of(proxy.url, 0.2), client_of(proxy.url)
+        client.set("k", "before")
+        idle.ping()
+        proxy.swallow()
+        with pytest.raises(redis.TimeoutError):
+            client.set("k", "lost")
+        proxy.resume()
+        assert idle.ping()
+        assert client.get("k") == b"before"
+
+
+def test_proxy_cuts_each_connection_after_so_many_bytes(redis_server: RedisServer) -> None:
+    redis_server.client().set("k", "v" * 1000)
+    with Proxy(redis_server.port) as proxy:
+        proxy.cut_each(500, 500)
+        for _ in range(3):
+            with pytest.raises(redis.ConnectionError):
+                client_of(proxy.url).get("k")
+        proxy.resume()
+        assert client_of(proxy.url).get("k") == b"v" * 1000
+
+
+def test_proxy_fails_some_and_garbles_all(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        proxy.fail_some(1.0)
+        with pytest.raises(redis.ConnectionError):
+            client_of(proxy.url).ping()
+        proxy.resume()
+        client = client_of(proxy.url)
+        client.ping()
+        proxy.garble_all(b"?what\r\n")
+        for _ in range(2):
+            with pytest.raises(redis.RedisError):
+                client.ping()
+        proxy.resume()
+        assert client_of(proxy.url).ping()
+
+
+def test_proxy_delays_what_is_under_way_at_the_same_time(redis_server: RedisServer) -> None:
+    with Proxy(redis_server.port) as proxy:
+        connection = redis.Connection(host="127.0.0.1", port=proxy.port, socket_timeout=5)
+        connection.connect()
+        proxy.delay(0.1)
+        began = time.monotonic()
+        for _ in range(5):
+            connection.send_command("PING")
+            assert not connection.can_read(0.01)
+        assert [connection.read_response() for _ in range(5)] == [b"PONG"] * 5
+        assert 0.2 <= time.monotonic() - began < 0.5
+        connection.disconnect()
 
 
 def test_proxy_speaks_tls(redis_server: RedisServer, tmp_path: Path) -> None:
