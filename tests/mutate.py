@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Of the tree, what the tests of a mutant need.
 NEEDED = (
     "flask_redis_guard",
+    "flask_redis_guard_pytest",
     "tests",
     "benchmarks",
     "example_app",

@@ -15,7 +15,7 @@ from tests.support import RedisServer, eventually
 from tests.support.apps import GunicornApp
 from tests.support.websockets import APP, frame, upgraded
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 
 FRAME = st.builds(
     frame,

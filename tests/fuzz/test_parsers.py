@@ -36,7 +36,7 @@ from flask_redis_guard.sessions.codec import (
 )
 from flask_redis_guard.web.limits.subjects import counted_address
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 fuzzed = settings(
     max_examples=EXAMPLES,
     deadline=None,
