@@ -8,7 +8,7 @@ import tempfile
 import time
 
 from tests.matrix.faults import Fault, command, possible
-from tests.matrix.page import PAGE, write
+from tests.matrix.page import PAGE, rows, write
 from tests.matrix.run import MODELS, Result, from_json
 
 
@@ -52,6 +52,8 @@ def main(*wanted: str) -> int:
     if not wanted:
         write(results, seconds)
         print(f"{PAGE} after {seconds:.0f} s")
+    else:
+        print(rows(results))
     return sum(len(result.all_findings) for result in results)
 
 

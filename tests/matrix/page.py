@@ -89,6 +89,13 @@ def write_soak(text: str) -> None:
     PAGE.write_text(known.partition(SOAK)[0] + SOAK + text)
 
 
+def rows(results: list[Result]) -> str:
+    """Return the tables of some results."""
+    models = [model for model in MODELS if any(result.model == model for result in results)]
+    tables = [_table(model, [one for one in results if one.model == model]) for model in models]
+    return "".join([*tables, _rest(results)])
+
+
 def _models() -> str:
     told = []
     for model, (processes, threads) in MODELS.items():

@@ -131,15 +131,18 @@ def run(fault: Fault, model: str, measure: Measure = USUAL) -> Result:
         return result
 
 
-def serve(model: str, url: str, notes: Path) -> GunicornApp:
-    """Return the app under a kind of worker, as a context."""
+def serve(model: str, url: str, notes: Path, **env: str) -> GunicornApp:
+    """Return the app under a kind of worker, as a context.
+
+    :param env: settings that are not the defaults.
+    """
     workers, threads = MODELS[model]
     return GunicornApp(
         APP,
         worker_class=model,
         workers=workers,
         threads=threads,
-        env={"REDIS_URL": url, NOTES: str(notes)},
+        env={"REDIS_URL": url, NOTES: str(notes), **env},
     )
 
 
@@ -179,8 +182,9 @@ def held(app: GunicornApp) -> dict[int, dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
 
     def asked() -> bool:
-        told = json.loads(ask(app.port, "GET", "/held").text or "{}")
-        if told:
+        answer = ask(app.port, "GET", "/held")
+        if answer.status == 200:
+            told = json.loads(answer.text)
             found[told["process"]] = told
         return len(found) == app.workers
 
