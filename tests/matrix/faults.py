@@ -362,7 +362,14 @@ FAULTS: tuple[Fault, ...] = (
         again_and_again("CLIENT KILL TYPE normal SKIPME yes", 0.2),
     ),
     Fault("garbage on the wire", proxied, between(lambda p: p.garble_all(b"?what\r\n"))),
-    Fault("restart with loss of data", direct(), _kill, forgets=True),
+    Fault(
+        "restart with loss of data",
+        direct(),
+        _kill,
+        forgets=True,
+        note="Redis itself has forgotten counts, sessions and writes that it had acknowledged: "
+        "limits begin anew, and everybody is logged out. Persistence prevents it (the second row).",
+    ),
     Fault("flapping, each second", direct(), _flap, seconds=6.0, note=HALF_DEAD),
     Fault("Sentinel: failover", sentinels, _fail_over, seconds=0),
     Fault("cluster: slots moved", cluster, _move_slots, served=True),

@@ -110,14 +110,15 @@ def _versions() -> str:
     return ", ".join([f"Python {platform.python_version()}", *found])
 
 
-def _exceptions(results: Iterable[Result]) -> str:
+def _exceptions(results: list[Result]) -> str:
     lines = ["\n## What does not hold\n\n| fault | workers | feature | what |\n|---|---|---|---|\n"]
     for result in results:
         found = [("all", finding) for finding in result.findings]
         for name, cell in result.cells.items():
             found += [(name, finding) for finding in cell.findings]
         lines += [f"| {result.fault} | {result.model} | {name} | {one} |\n" for name, one in found]
-    notes = {fault.name: fault.note for fault in FAULTS if fault.note}
+    told = {result.fault for result in results if result.all_findings}
+    notes = {fault.name: fault.note for fault in FAULTS if fault.note and fault.name in told}
     lines += [f"\n*{fault}*: {note}\n" for fault, note in notes.items()]
     return "".join(lines)
 

@@ -274,21 +274,13 @@ def _cell(fault: Fault, feature: Feature, measure: Measure, down: float, up: flo
         refusing=round(min(a.ended for a in fast) - down, 2) if fast else None,
         recovered=round(max((answer.at - up for answer in late), default=0.0), 2),
     )
-    cell.findings += [
-        f"{what}: {count}"
-        for what, count in feature.broken.items()
-        if count and not (fault.forgets and what in FORGOTTEN)
-    ]
+    cell.findings += [f"{what}: {count}" for what, count in feature.broken.items() if count]
     cell.findings += _of_answers(fault, answers, down)
     if cell.longest > feature.budget + measure.slack:
         cell.findings.append(f"waited {cell.longest:.2f} s")
     if cell.recovered > measure.recovery:
         cell.findings.append(f"served again after {cell.recovered} s")
     return cell
-
-
-#: What follows from the loss of data, which nobody can prevent who keeps it in Redis.
-FORGOTTEN = frozenset({"acknowledged write lost", "admitted above the limit", "anonymous"})
 
 
 def _of_answers(fault: Fault, answers: list[Answer], down: float) -> list[str]:
