@@ -5,13 +5,15 @@ Other tests run at the same time, so that a wait may be longer here than on the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.matrix.faults import named_fault
 from tests.matrix.features import FEATURES, Limited
 from tests.matrix.run import Measure, run
 
-BUSY = Measure(before=1.0, after=2.0, slack=2.0, recovery=5.0)
+BUSY = Measure(before=0.8, after=1.5, slack=2.0, recovery=5.0)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +25,7 @@ BUSY = Measure(before=1.0, after=2.0, slack=2.0, recovery=5.0)
     ],
 )
 def test_every_feature_holds(fault: str, model: str) -> None:
-    result = run(named_fault(fault), model, BUSY)
+    result = run(replace(named_fault(fault), seconds=2.0), model, BUSY)
     assert result.all_findings == []
     assert result.openings > 0
     assert set(result.cells) == {feature.name for feature in FEATURES}
