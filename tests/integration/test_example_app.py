@@ -20,6 +20,7 @@ import requests
 
 from tests.support import eventually
 from tests.support.apps import ROOT
+from tests.support.orphans import death_signal
 from tests.support.ports import PortLease
 
 START = "import runpy; runpy.run_module('example_app', run_name='__main__')"
@@ -50,8 +51,13 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=death_signal(),
         )
-        eventually(self._serves, 40, "the laboratory serves")
+        try:
+            eventually(self._serves, 40, "the laboratory serves")
+        except BaseException:
+            self.close()
+            raise
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, self.process.communicate()[0]
