@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -93,3 +94,17 @@ def test_a_decision_on_a_cluster_costs_less_than_a_command_of_redis_py(
         theirs, _ = profiled(lambda: plain.incr("k"))
     assert ours <= theirs
     guarded.close()
+
+
+def test_sharing_with_the_host_costs_a_closed_circuit_no_call(redis_server: RedisServer) -> None:
+    """It is a comparison with the clock reading that each operation takes."""
+    counts = []
+    for where in ("off", None):
+        shared = {} if where is None else {"REDIS_GUARD_HOST_STATE": where}
+        guarded = Guarded(redis_server.url, **shared)
+        guarded.client.get("k")
+        guarded.gate.look_at = max(guarded.gate.look_at, time.monotonic() + 60)  # no look just now
+        counts.append(profiled(lambda client=guarded.client: client.get("k"))[0])  # type: ignore[misc]
+        assert guarded.guard.workers(guarded.app) if where is None else True
+        guarded.close()
+    assert counts[0] == counts[1]
