@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import itertools
 import json
@@ -58,13 +57,15 @@ def ask(port: int, method: str, path: str, *, cookie: str | None = None, **heade
     began = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     answer = Answer(began, 0, 0.0)
-    with contextlib.suppress(OSError, http.client.HTTPException):
+    try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
         answer.text = response.read().decode(errors="replace")
         answer.status = response.status
         answer.cookie = _session_of(response.headers.get_all("Set-Cookie") or ())
         answer.took = float(response.headers.get(TOOK, 0)) / 1000
+    except (OSError, http.client.HTTPException) as error:
+        answer.text = repr(error)
     connection.close()
     answer.took = answer.took or time.monotonic() - began
     return answer

@@ -78,8 +78,11 @@ class Site:
         found = [f"left: {left}"] if not is_clean(left) else []
         for feature in self.features:
             found += [f"{feature.name}: {what}: {n}" for what, n in feature.broken.items() if n]
-            odd = {a.status for a in feature.answers} - SERVED - REFUSED
-            found += [f"{feature.name}: statuses {odd}"] if odd else []
+            found += [
+                f"{feature.name}: status {one.status} after {one.took:.1f} s {one.text[:60]}"
+                for one in feature.answers
+                if one.status not in SERVED | REFUSED
+            ]
         if self.growth > GROWTH:
             found.append(f"{self.growth:.1f} MB more after the first quarter")
         if "Traceback" in self.app.log():
