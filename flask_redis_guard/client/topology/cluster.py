@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import redis
 from redis import exceptions as redis_errors
-from redis._parsers import Encoder
+from redis._parsers import CommandsParser, Encoder
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.cluster import (
@@ -77,6 +77,21 @@ def _known_commands() -> dict[str, Any]:
     }
 
 
+class KnownCommands(CommandsParser):
+    """Where the keys of commands are: common ones are known, for others nodes are asked first.
+
+    redis-py asks as well, but then looks for the key of the first command of two words, such as
+    ``XGROUP CREATE``, in the wrong place.
+    """
+
+    def get_keys(self, redis_conn: Any, *args: Any) -> Any:
+        """Return the keys of a command."""
+        words = str(args[0]).lower().split()
+        if words and words[0] not in self.commands and args[0].lower() not in self.commands:
+            self.initialize(redis_conn)
+        return super().get_keys(redis_conn, *args)
+
+
 class GuardedCluster(redis.RedisCluster):
     """A ``redis.RedisCluster`` behind a circuit breaker for each primary, made without I/O.
 
@@ -118,6 +133,7 @@ class GuardedCluster(redis.RedisCluster):
             )
         finally:
             self._pool_class.making = False
+        self.commands_parser = KnownCommands(self)
         self.cluster_error_retry_attempts = 0  # what redis-py before 6 goes by
         self.map = ClusterMap(self.gate, self._nodes, self._seeds)
         self._made_in = _here()

@@ -1,4 +1,4 @@
-"""Scripts on a cluster go straight to the node of their keys, and callers share round trips."""
+"""Scripts on a cluster go straight to the node of their keys, and so does every command."""
 
 from __future__ import annotations
 
@@ -55,3 +55,16 @@ def test_threads_share_nodes_without_sharing_replies(
     assert {user: admitted.count(user) for user in set(admitted)} == {
         f"user {n}": 100 for n in range(4)
     }
+
+
+def test_commands_of_two_words_find_their_key_the_first_time(cluster_setup: ClusterSetup) -> None:
+    calls = (
+        ("XGROUP CREATE", "stream", "group", "$", "MKSTREAM"),
+        ("MEMORY USAGE", "stream"),
+        ("XINFO GROUPS", "stream"),
+        ("OBJECT ENCODING", "stream"),
+    )
+    for call in calls:
+        guarded = Guarded(cluster_setup.url)  # one that knows no more than common commands
+        assert guarded.client.execute_command(*call)
+        guarded.close()
