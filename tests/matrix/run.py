@@ -117,6 +117,8 @@ def run(fault: Fault, model: str, measure: Measure = USUAL) -> Result:
             feature.prepare()
         before = held(app)
         down, up = _through(fault, world, features, measure)
+        # What was acknowledged can be asked for only then; when that is was measured already.
+        eventually(lambda: all_well(app), 40, "the app serves again")
         with world.reader() as reader:
             for feature in features:
                 feature.close()
@@ -172,6 +174,11 @@ def _through(
     if failed:
         raise failed[0]
     return down, up
+
+
+def all_well(app: GunicornApp) -> bool:
+    """Whether Redis is asked again, by every process that this happens to reach."""
+    return all(ask(app.port, "GET", "/client/after").status == 200 for _ in range(8))
 
 
 # -- what a process holds -------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.matrix.faults import DURABLE, FAULTS, Fault, World, as_user, direct, proxied
-from tests.matrix.features import FEATURES, REFUSED, SERVED, Feature, Load, ask
+from tests.matrix.features import FEATURES, REFUSED, SERVED, Feature, Load
 from tests.matrix.page import PAGE, write_soak
-from tests.matrix.run import held, is_clean, left_of, serve, settled
+from tests.matrix.run import all_well, held, is_clean, left_of, serve, settled
 from tests.support import GunicornApp, Proxy, RedisServer, eventually
 
 MODELS = ("gthread", "gevent")
@@ -122,7 +122,7 @@ def soak(seconds: float) -> int:
                 for site in sites:
                     site.look(began)
         took = time.monotonic() - began
-        eventually(lambda: _all_well(sites), 30, "all is well again")
+        eventually(lambda: all(all_well(site.app) for site in sites), 40, "all is well again")
         ends = {site.model: site.end(server.client()) for site in sites}
         write_soak(_text(took, made, len(faults), sites, ends))
     findings = [f"{model}: {one}" for model, (_, found) in ends.items() for one in found]
@@ -148,10 +148,6 @@ def _make(fault: Fault, world: World, seconds: float) -> None:
     thread.join()
     if failed:
         raise failed[0]
-
-
-def _all_well(sites: list[Site]) -> bool:
-    return all(ask(site.app.port, "GET", "/client/after").status == 200 for site in sites)
 
 
 def _text(
