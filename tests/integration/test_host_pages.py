@@ -92,3 +92,25 @@ def test_commands_of_others_are_refused(
     for app in apps:
         runtime.of(app).look()
     assert states(apps) == ["closed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({"REDIS_GUARD_HOST_STATE": "auto"}, True),
+        ({"REDIS_GUARD_HOST_STATE": "off"}, False),
+        ({"REDIS_GUARD_HOST_STATE": "auto", "TESTING": True}, False),
+        ({"REDIS_GUARD_HOST_STATE": "auto", "ENVIRONMENT": "development"}, False),
+        ({"ENVIRONMENT": "development"}, True),  # where the test's directory is named
+        ({"ENVIRONMENT": "development", "REDIS_URL": "memory://"}, False),
+    ],
+)
+def test_processes_under_test_are_no_workers_of_one_app(
+    settings: dict[str, object], shares: bool
+) -> None:
+    app = Flask("alone")
+    app.config.update({"REDIS_URL": "redis://localhost:1", **settings})
+    guard = RedisGuard(app)
+    assert (runtime.of(app).host is not None) is shares
+    if not shares:
+        assert guard.workers(app) == []
