@@ -837,9 +837,10 @@ def test_chat_of_the_example_reaches_everybody_within_its_limits(
     eventually(lambda: len(room) == 5, 5, "all of them listen")
     clients[0].send("hello")
     assert [client.receive() for client in clients] == ["somebody: hello"] * 5
-    for number in range(60):
+    for number in range(59):
         clients[1].send(str(number))
     assert [clients[1].receive() for _ in range(59)][-1] == "somebody: 58"
+    clients[1].send("one too many")  # now: a connection that is closed is relayed nothing
     with pytest.raises(Closed, match="1008"):
         clients[1].receive()
     clients[2].send("x" * 10_241)
