@@ -67,9 +67,7 @@ class Gate:
         #: Whether an exception from outside has ended an operation: a signal, a killed greenlet.
         self.interrupted = False
         self.bus = bus or Bus()
-        #: Called inside each operation before its work; a test makes an outage of what it raises.
-        self.fault: Callable[[Operation], object] | None = None
-        #: Whether a test has put an outage on the wire.
+        #: Whether a test has put an outage on the wire, which is no other worker's business.
         self.in_outage_of_test = False
         #: Asked by the first operation that begins after so much monotonic time; it sets another.
         self.host: Lookout | None = None
@@ -78,11 +76,6 @@ class Gate:
         self.succeeded = 0.0
         #: Whether other workers are to be told of the next answer.
         self.curious = False
-
-    @property
-    def is_tested(self) -> bool:
-        """Whether what this process meets is a test's outage, and no other worker's business."""
-        return self.in_outage_of_test or self.fault is not None
 
     def run(
         self, name: str, call: Callable[[], T], *, probe: bool = False, answered: bool = True
@@ -111,8 +104,6 @@ class Gate:
         operation = self.begin(name, probe=probe)
         try:
             with operation:
-                if self.fault is not None:
-                    self.fault(operation)
                 result = call()
         except BaseException as exc:
             error = self.fail(operation, exc)

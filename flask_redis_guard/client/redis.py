@@ -87,7 +87,6 @@ class GuardedRedis(redis.Redis):
             or args[0] not in PLAIN
             or gate.in_memory
             or gate.memory_only
-            or gate.fault is not None
             or self._is_special
             or innermost.get() is not None
         ):

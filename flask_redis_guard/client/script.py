@@ -160,7 +160,6 @@ class Script:
             channel is None
             or gate.in_memory
             or gate.memory_only
-            or gate.fault is not None
             or (innermost.get() is not None and current(gate) is not None)
         ):
             return guarded(

@@ -285,7 +285,7 @@ class Membership:
         command = view.command
         if command is not None and command.number != self.own.obeyed:
             steps.append(lambda: self._obey(command))
-        if self._gate.is_tested:
+        if self._gate.in_outage_of_test:
             return steps
         if view.refusing and self._state is CircuitState.CLOSED:
             self._opener = view
@@ -328,7 +328,7 @@ class Membership:
         with self._lock:
             own, count = self.own, self.breaker.failure_count
             self._pulse = self._pulse._replace(asked_at=0.0)
-            if count and self._state is CircuitState.CLOSED and not self._gate.is_tested:
+            if count and self._state is CircuitState.CLOSED and not self._gate.in_outage_of_test:
                 if count == 1 or not own.failures or self._was_answered(own.failing_since):
                     late = self._gate.timeout if failure.error.reason == "timeout" else 0.0
                     own.failures, own.failing_since, own.failing_from = 0, now, now - late
@@ -363,7 +363,7 @@ class Membership:
 
     def _note_state(self, now: float) -> None:
         """Take note of what has become of the breaker since the last time."""
-        if self._gate.is_tested:  # a test's outage is its own
+        if self._gate.in_outage_of_test:  # a test's outage is its own
             return
         own, breaker, state = self.own, self.breaker, self._state
         before, own.state = CircuitState(own.state), state.value
@@ -427,7 +427,7 @@ class Membership:
 
     def slots(self) -> list[SlotContent] | None:
         """Return what is on the board now; ``None`` for a worker that is for itself."""
-        if not self.joined or self._gate.is_tested:
+        if not self.joined or self._gate.in_outage_of_test:
             return None
         with self._lock:
             try:
@@ -441,7 +441,7 @@ class Membership:
         with self._lock:
             for name, value in fields.items():
                 setattr(self.own, name, value)
-            if self._board is None or not self.joined or self._gate.is_tested:
+            if self._board is None or not self.joined or self._gate.in_outage_of_test:
                 return
             try:
                 self._publish(self._board)
@@ -467,7 +467,7 @@ class Membership:
         :param what: ``recovered`` or ``extended``.
         :param since: the outage's beginning, on the monotonic clock.
         """
-        if not self.joined or self._gate.is_tested:
+        if not self.joined or self._gate.in_outage_of_test:
             return True
         marks = ("recovered_at", "proven_at") if what == "recovered" else ("extended_at",)
         with self._lock:
@@ -504,7 +504,7 @@ class Membership:
 
     @property
     def _is_shared(self) -> bool:
-        return self.joined and not self._gate.is_tested
+        return self.joined and not self._gate.in_outage_of_test
 
 
 def _is_quick(operation: str) -> bool:

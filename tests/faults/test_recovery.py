@@ -16,7 +16,7 @@ from flask import Flask
 
 from flask_redis_guard import CircuitOpen, CircuitState, RedisGuard, RedisUnavailable, runtime
 from flask_redis_guard.events import Checked, RedisFailed, Transition
-from tests.support import GunicornApp, RedisServer, eventually, run_python
+from tests.support import GunicornApp, Proxy, RedisServer, eventually, run_python
 
 #: Seconds after Redis's return within which requests are served, and some for a busy machine.
 SOON = 1.5
@@ -131,21 +131,17 @@ def test_server_that_fails_users_after_each_recovery_is_given_longer_pauses(
     own_server: RedisServer,
 ) -> None:
     # It answers the check and fails everybody else.
-    story = Story(own_server.url, REDIS_GUARD_RECOVERY_INTERVAL=0.2, REDIS_GUARD_OPEN_SECONDS=3)
-
-    def users_fail(operation: Any) -> None:
-        if operation.name != "PROBE":
-            raise ConnectionResetError
-
-    story.runtime.gate.fault = users_fail
     opened: list[float] = []
-    end = time.monotonic() + 12
-    while time.monotonic() < end:
-        with pytest.raises(RedisUnavailable):
-            story.client.incr("key")
-        if len(opened) < sum(t.current is CircuitState.OPEN for t in story.transitions):
-            opened.append(time.monotonic())
-        time.sleep(0.01)
+    with Proxy(own_server.port) as proxy:
+        proxy.cut_on(b"INCRBY")
+        story = Story(proxy.url, REDIS_GUARD_RECOVERY_INTERVAL=0.2, REDIS_GUARD_OPEN_SECONDS=3)
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            with pytest.raises(RedisUnavailable):
+                story.client.incr("key")
+            if len(opened) < sum(t.current is CircuitState.OPEN for t in story.transitions):
+                opened.append(time.monotonic())
+            time.sleep(0.01)
     pauses = [after - before for before, after in pairwise(opened)]
     for expected, pause in zip([0.2, 0.4, 0.8, 1.6, 3.0, 3.0], pauses, strict=False):
         assert expected * 0.9 <= pause <= expected * 1.1 + 0.4, pauses
@@ -218,7 +214,17 @@ def test_apps_that_are_gone_leave_neither_threads_nor_connections(
         eventually(lambda: len(helper.client_list()) <= connections + 1)
 
 
-def test_process_ends_at_once_although_its_recovery_check_hangs(own_server: RedisServer) -> None:
+@pytest.fixture
+def proxy(own_server: RedisServer) -> Iterator[Proxy]:
+    """In front of a server, and deaf for ``GET``."""
+    with Proxy(own_server.port) as proxy:
+        proxy.cut_on(b"GET")
+        yield proxy
+
+
+def test_process_ends_at_once_although_its_recovery_check_hangs(
+    own_server: RedisServer, proxy: Proxy
+) -> None:
     code = f"""
     import time
     from flask import Flask
@@ -226,17 +232,10 @@ def test_process_ends_at_once_although_its_recovery_check_hangs(own_server: Redi
 
     app = Flask("exit")
     app.config.update(
-        REDIS_URL={own_server.url!r}, REDIS_GUARD_TIMEOUT=60, REDIS_GUARD_FAILURE_THRESHOLD=1,
+        REDIS_URL={proxy.url!r}, REDIS_GUARD_TIMEOUT=60, REDIS_GUARD_FAILURE_THRESHOLD=1,
         REDIS_GUARD_RECOVERY_INTERVAL=0.05,
     )
     guard = RedisGuard(app)
-    gate = runtime.of(app).gate
-
-    def fail(operation):
-        if operation.name != "PROBE":
-            raise ConnectionResetError
-
-    gate.fault = fail
     try:
         guard.client_for(app).get("key")
     except RedisUnavailable:
@@ -254,7 +253,7 @@ def test_process_ends_at_once_although_its_recovery_check_hangs(own_server: Redi
         own_server.resume()
 
 
-def test_child_that_is_forked_in_an_outage_probes_by_itself(own_server: RedisServer) -> None:
+def test_child_that_is_forked_in_an_outage_probes_by_itself(proxy: Proxy) -> None:
     code = f"""
     import os, sys, time
     from flask import Flask
@@ -262,12 +261,11 @@ def test_child_that_is_forked_in_an_outage_probes_by_itself(own_server: RedisSer
 
     app = Flask("fork")
     app.config.update(
-        REDIS_URL={own_server.url!r}, REDIS_GUARD_FAILURE_THRESHOLD=1,
+        REDIS_URL={proxy.url!r}, REDIS_GUARD_FAILURE_THRESHOLD=1,
         REDIS_GUARD_RECOVERY_INTERVAL=0.05, REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
     )
     guard = RedisGuard(app)
     part = runtime.of(app)
-    part.gate.fault = lambda operation: (_ for _ in ()).throw(ConnectionResetError())
     try:
         guard.client_for(app).get("key")
     except RedisUnavailable:
@@ -275,7 +273,6 @@ def test_child_that_is_forked_in_an_outage_probes_by_itself(own_server: RedisSer
     child = os.fork()
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    part.gate.fault = None
     assert not part.monitor.running
     try:
         guard.client_for(app).get("key")
@@ -330,6 +327,8 @@ def test_each_worker_of_each_kind_serves_soon(own_server: RedisServer, worker: s
         assert {answer.status_code for answer in answers} == {200}, app.log()
         assert {answer.text for answer in answers} == workers
         log = app.log()
-    assert log.count("Circuit breaker opening after") == 2
-    assert log.count("Circuit breaker closing after successful operations") == 2
+    # One of them finds out, and perhaps the other one by itself at the same time.
+    assert log.count("Circuit breaker opening after") >= 1
+    assert log.lower().count("circuit breaker opening") == 2
+    assert log.lower().count("circuit breaker closing") == 2
     assert "Traceback" not in log

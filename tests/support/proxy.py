@@ -44,6 +44,7 @@ class Proxy(LoopbackServer):
         self._noise = b""
         self._swallowing = False
         self._failing = 0.0
+        self._unwanted = b""
         self._portion: tuple[int, int] | None = None
         super().__init__()
 
@@ -109,6 +110,10 @@ class Proxy(LoopbackServer):
         """Reset the connection instead of forwarding this share of what clients send."""
         self._set(_failing=share)
 
+    def cut_on(self, word: bytes) -> None:
+        """Reset the connection instead of forwarding what has a word in it, such as a command."""
+        self._set(_unwanted=word)
+
     def cut_each(self, least: int, most: int) -> None:
         """Reset each connection after so many bytes of replies, another number for each."""
         self._set(_portion=(least, most))
@@ -116,7 +121,7 @@ class Proxy(LoopbackServer):
     def resume(self) -> None:
         """Forward everything at once again, also what was held back while hanging."""
         self._set(_hanging=False, _delay=0.0, _drip=0.0, _reply_budget=None)
-        self._set(_noise=b"", _failing=0.0, _portion=None, _swallowing=False)
+        self._set(_noise=b"", _failing=0.0, _unwanted=b"", _portion=None, _swallowing=False)
         with self._changed:
             for link in self._links:
                 if link.lossy:
@@ -163,7 +168,7 @@ class Proxy(LoopbackServer):
             link.lossy = True
         elif source is link.upstream:
             self._send_reply(link, data)
-        elif random.random() < self._failing:
+        elif random.random() < self._failing or (self._unwanted and self._unwanted in data):
             link.ended = True
         elif self._pass_gate(link):
             link.upstream.sendall(data)

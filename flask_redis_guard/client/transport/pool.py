@@ -168,11 +168,6 @@ class GuardedPool(ConnectionPool):
         operation = self.gate.begin("CONNECTION")
         try:
             with operation:
-                if self.gate.fault is not None:
-                    self.gate.fault(operation)
-                if operation.in_memory:  # a fault's stand-in: its connections tell nothing back
-                    self.gate.succeed(operation)
-                    return self.gate.memory.get_connection(*self._words(command_name))
                 connection = self.take(operation)
         except BaseException as exc:
             error = self.gate.fail(operation, exc)
