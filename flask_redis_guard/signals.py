@@ -27,7 +27,7 @@ circuit_state_changed = _signals.signal(
     :param current: the state now.
     :param reason: ``consecutive-failures``, ``failure-rate``, ``probe-failed``,
         ``redis-answered``, ``probes-succeeded``, ``open-time-over``, ``operator``,
-        ``another-worker`` or, on a cluster, ``primary-replaced``.
+        ``another-worker``, ``workers-together`` or, on a cluster, ``primary-replaced``.
     :param failure_count: failures that led here.
     :param retry_after: seconds until a probe is let through; 0 unless it opened.
     """,

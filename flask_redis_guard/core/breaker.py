@@ -23,6 +23,7 @@ from flask_redis_guard.core.process import ProcessLock
 
 __all__ = [
     "ANOTHER_WORKER",
+    "TOGETHER",
     "CircuitBreaker",
     "CircuitState",
     "Outcome",
@@ -47,6 +48,8 @@ JITTER = 0.1
 
 #: The reason of transitions that follow what another worker of this host has found out.
 ANOTHER_WORKER = "another-worker"
+#: The reason of an opening that the failures of several workers of this host led to together.
+TOGETHER = "workers-together"
 
 #: The window moves in steps of its own length divided by this.
 SLOTS = 10
@@ -101,8 +104,8 @@ class Transition:
     previous: CircuitState
     current: CircuitState
     #: ``consecutive-failures``, ``failure-rate``, ``probe-failed``, ``redis-answered``,
-    #: ``probes-succeeded``, ``open-time-over``, ``operator``, ``another-worker``; on a cluster
-    #: ``primary-replaced``.
+    #: ``probes-succeeded``, ``open-time-over``, ``operator``, ``another-worker``,
+    #: ``workers-together``; on a cluster ``primary-replaced``.
     reason: str
     #: Failures that led here: consecutive ones, or those within the window.
     failures: int
@@ -311,10 +314,11 @@ class CircuitBreaker:
         """Whether it is open for no other reason than :meth:`adopt`."""
         return self._borrowed is not None
 
-    def adopt(self, failures: int) -> bool:
+    def adopt(self, failures: int, reason: str = ANOTHER_WORKER) -> bool:
         """Open because another worker found Redis away; only a closed breaker does.
 
-        :param failures: those that the other one has seen.
+        :param failures: those that the other one has seen, or all of them together.
+        :param reason: of the transition.
         :returns: whether it opened.
         """
         with self._lock:
@@ -322,7 +326,7 @@ class CircuitBreaker:
                 return False
             kept = self._consecutive, self._window
             self._window = self._window.anew()
-            transition = self._enter(CircuitState.OPEN, ANOTHER_WORKER, failures)
+            transition = self._enter(CircuitState.OPEN, reason, failures)
             self._borrowed = kept
             if transition is not None:
                 self._announcer.add(transition)

@@ -114,6 +114,8 @@ class HostView:
 
     #: Whether Redis is away, as far as anybody knows who has not been answered since.
     refusing: bool = False
+    #: Whether no breaker has opened yet, and the failures of all say that all should.
+    together: bool = False
     #: When the first breaker opened; 0 if none has.
     opened_at: float = 0.0
     #: When the first of the failures was noticed that led there.
@@ -202,9 +204,11 @@ def derive(
         # One has waited in vain for all of its time: the others need not do so too.
         failures += sum(_waits(worker, now, timeout, answered) for worker in living)
     began = min((worker.failing_from for worker in failing), default=now)
+    together = failures >= threshold and now - began >= SPAN
     return HostView(
-        refusing=failures >= threshold and now - began >= SPAN,
-        opened_at=now if failures >= threshold and now - began >= SPAN else 0.0,
+        refusing=together,
+        together=together,
+        opened_at=now if together else 0.0,
         failing_since=min((worker.failing_since for worker in failing), default=0.0),
         failures=failures,
         over_at=over_at,

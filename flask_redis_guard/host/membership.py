@@ -12,7 +12,13 @@ from typing import Any
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.transport.commands import BLOCKING
 from flask_redis_guard.core import hostview
-from flask_redis_guard.core.breaker import ANOTHER_WORKER, CircuitBreaker, CircuitState, Transition
+from flask_redis_guard.core.breaker import (
+    ANOTHER_WORKER,
+    TOGETHER,
+    CircuitBreaker,
+    CircuitState,
+    Transition,
+)
 from flask_redis_guard.core.hostview import HostView, OperatorCommand, WorkerState
 from flask_redis_guard.core.process import ProcessLock, watch_forks
 from flask_redis_guard.events import CallBegan, RedisFailed
@@ -289,7 +295,8 @@ class Membership:
             return steps
         if view.refusing and self._state is CircuitState.CLOSED:
             self._opener = view
-            steps.append(lambda: self.breaker.adopt(view.failures))
+            reason = TOGETHER if view.together else ANOTHER_WORKER
+            steps.append(lambda: self.breaker.adopt(view.failures, reason))
         elif not view.refusing and self.breaker.borrowed:
             steps.append(self.breaker.release)
         return steps
@@ -372,7 +379,7 @@ class Membership:
             own.failures = 0
         if state in _AWAY and before not in _AWAY:
             own.opened_at = now
-            if reason == ANOTHER_WORKER:
+            if reason in (ANOTHER_WORKER, TOGETHER):
                 own.opened_at = self._opener.opened_at
                 own.failing_since = self._opener.failing_since
             elif not own.failures:

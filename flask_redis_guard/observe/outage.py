@@ -8,7 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from flask_redis_guard.core.breaker import ANOTHER_WORKER, CircuitState, Outcome, Transition
+from flask_redis_guard.core.breaker import (
+    ANOTHER_WORKER,
+    TOGETHER,
+    CircuitState,
+    Outcome,
+    Transition,
+)
 from flask_redis_guard.core.process import ProcessLock
 from flask_redis_guard.errors import RedisUnavailable
 from flask_redis_guard.events import (
@@ -156,7 +162,7 @@ class OutageWatch:
         began = self._began
         with self._lock:  # before any receiver, which may be killed
             if transition.current is CircuitState.OPEN:
-                if began is None and transition.reason == ANOTHER_WORKER:
+                if began is None and transition.reason in (ANOTHER_WORKER, TOGETHER):
                     self._begin(self._host_began())
                 self._opened, self._reset = True, False
                 self._bus.subscribe(CallRefused, self._tick)
