@@ -209,8 +209,8 @@ def test_limit_and_outages(running: Running) -> None:
 
 
 def recipe() -> str:
-    """The configuration file that the page *Quick start* shows."""
-    page = (ROOT / "docs" / "quickstart.md").read_text()
+    """The configuration file that the page *Deployment* shows."""
+    page = (ROOT / "docs" / "deployment.md").read_text()
     found = re.search(r"```python\n(# gunicorn.conf.py\n.*?)```", page, re.DOTALL)
     assert found
     return found[1]
