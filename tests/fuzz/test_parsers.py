@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import string
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,12 @@ from flask_redis_guard import (
 from flask_redis_guard.client.replies import Incomplete, read_reply
 from flask_redis_guard.client.script import Script
 from flask_redis_guard.config import Settings
+from flask_redis_guard.core import hostview
 from flask_redis_guard.core.rates import parse_rates
+from flask_redis_guard.host.board import HEADER as BEFORE_SLOTS
+from flask_redis_guard.host.board import SLOT, Board, Pulse, SlotContent
+from flask_redis_guard.host.membership import OwnRecord, command_of, state_of
+from flask_redis_guard.host.places import BoardName
 from flask_redis_guard.sessions import ids
 from flask_redis_guard.sessions.codec import (
     FORMAT,
@@ -299,3 +306,46 @@ def test_numbers_of_a_script(reply: bytes) -> None:
 def test_a_header_of_a_megabyte_is_only_a_header(name: str) -> None:
     environ = {f"HTTP_{name.upper().replace('-', '_')}": "9" * 1_000_000}
     assert get("/limited", **environ).status_code == 200
+
+
+@cache
+def board() -> Board:
+    """A board of this process alone."""
+    directory = tempfile.mkdtemp(prefix="guard-fuzz-")
+    made = Board(BoardName("fuzzed", "redis://127.0.0.1:1", "guard:"), directory)
+    made.take_slot()
+    return made
+
+
+@fuzzed
+@given(st.binary(max_size=2 * SLOT), st.integers(0, BEFORE_SLOTS + 2 * SLOT))
+def test_garbage_on_a_board_is_nothing(garbage: bytes, place: int) -> None:
+    file = Path(board().path)
+    file.write_bytes(bytes(place) + garbage)
+    assert board().read() == []
+    assert board().command() is None
+    board().write({"own": 1})  # which is not put off by what was there
+    assert [found.record for found in board().read()] == [{"own": 1}]
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+PULSES = st.tuples(*[st.floats() | st.floats(0, 2000)] * 4).map(lambda four: Pulse(*four))
+
+
+@fuzzed
+@given(
+    st.dictionaries(st.sampled_from(sorted(vars(OwnRecord(0, 0.0)))), VALUES | st.lists(VALUES)),
+    st.dictionaries(st.sampled_from(("number", "action", "at", "when", "who")), VALUES),
+    PULSES,
+    st.booleans(),
+)
+def test_records_of_another_version_open_at_most(
+    record: dict[str, Any], command: dict[str, Any], pulse: Pulse, alive: bool
+) -> None:
+    record = {**vars(OwnRecord(7, 1.0)), **record, "command": command}
+    found = state_of(SlotContent(3, record, pulse, alive))
+    view = hostview.derive(
+        [found], 1000.0, threshold=5, window=60.0, answered=999.0, command=command_of(command)
+    )
+    assert not view.refusing or found.state.value in ("open", "half-open") or found.failures >= 5
+    assert view.command is None or view.command.action in hostview.ACTIONS
