@@ -145,7 +145,7 @@ def test_server_that_fails_users_after_each_recovery_is_given_longer_pauses(
     pauses = [after - before for before, after in pairwise(opened)]
     for expected, pause in zip([0.2, 0.4, 0.8, 1.6, 3.0, 3.0], pauses, strict=False):
         assert expected * 0.9 <= pause <= expected * 1.1 + 0.4, pauses
-    assert len(pauses) <= 6
+    assert len(pauses) <= 7  # the jitter may make room for one more than their sum
 
 
 def test_user_without_the_right_to_write_is_not_told_a_recovery_that_only_a_ping_saw() -> None:
