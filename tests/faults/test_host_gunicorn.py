@@ -49,6 +49,7 @@ def meet(app: GunicornApp, pids: set[str], number: int) -> None:
     eventually(met, 20, f"{number} processes have answered")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("kind", "arguments"), [("sync", ()), ("gthread", ("--preload",)), ("gevent", ())]
 )

@@ -23,7 +23,8 @@ def test_sessions_fail_closed_among_greenlets(module: str, chosen: str) -> None:
         import pytest
         from tests.faults import {module} as module
         options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
-        options += ["-k", "{chosen}"]
+        # The package brings a plugin, for which pytest takes all that lies beside it.
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-k", "{chosen}"]
         sys.exit(pytest.main([module.__file__, *options]))
         """,
         timeout=100,

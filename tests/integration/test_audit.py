@@ -536,8 +536,7 @@ def test_the_pytest_plugin() -> None:
                     redis_audit(faults=["refused"])
             """))
             command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-            plugin = ["-p", "flask_redis_guard_pytest"]
-            print(subprocess.run([*command, *plugin, directory], stdout=-1, text=True).stdout)
+            print(subprocess.run([*command, directory], stdout=-1, text=True).stdout)
         '''
     )
     assert "1 failed, 3 passed" in output, output
