@@ -163,7 +163,7 @@ class Channel:
         try:
             while not call.done:
                 if not self._wait(call):
-                    self._sweep()
+                    self._sweep(call.operation)
                     raise redis_errors.TimeoutError("Timeout waiting for a reply")
                 if not call.done:
                     self._go_on(call)
@@ -185,7 +185,9 @@ class Channel:
     def _is_due(self, call: Call, seconds: float) -> bool:
         """Wait for a hint, and tell whether there is something to do for a call's caller."""
         if not self._has_turn(call) and seconds and not call.wake.acquire(timeout=seconds):
-            self._sweep()  # what an exception left behind holds up nobody for longer than this
+            self._sweep(
+                call.operation
+            )  # what an exception left behind holds up nobody for longer than this
             # Nobody has been answered for so long that the network may have become slow.
             self._lanes = self._far
         return self._has_turn(call)
@@ -194,7 +196,7 @@ class Channel:
         if call.done:
             return True
         if call.batch is not None:
-            return bool(call.batch.turn)
+            return not call.batch.is_driven
         return not call.taken and len(self._in_flight) < self._lanes
 
     def _go_on(self, call: Call) -> None:
@@ -215,7 +217,7 @@ class Channel:
         try:
             call.batch.drive(call, self._waiting)
         finally:
-            self._after(call.batch)
+            self._after(call.batch, call.operation)
 
     def _go_alone(self, call: Call) -> None:
         operation = call.operation
@@ -231,10 +233,13 @@ class Channel:
             if self._waiting:
                 self._wake_next()
 
-    def _after(self, batch: Batch) -> None:
-        """Let somebody else drive a batch that is not over; or the next one be sent."""
+    def _after(self, batch: Batch, operation: Operation) -> None:
+        """Let somebody else drive a batch that is not over; or the next one be sent.
+
+        :param operation: of who sees to it.
+        """
         if not batch.is_over:
-            batch.hand_on()
+            batch.hand_on(operation)
         if batch.is_over:
             self._in_flight.pop(batch, None)
             if batch.is_answered:
@@ -244,14 +249,17 @@ class Channel:
             if self._waiting:
                 self._wake_next()
 
-    def _sweep(self) -> None:
-        """Forget what is not in flight any more.
+    def _sweep(self, operation: Operation) -> None:
+        """Forget what is not in flight any more, and who drives no more.
 
         An exception that a signal handler raised in an unlucky line can leave it behind.
+
+        :param operation: of who sees to it.
         """
         for each in list(self._in_flight):
             if isinstance(each, Batch):
-                self._after(each)
+                each.free_turn()
+                self._after(each, operation)
             elif each.settled:
                 self._in_flight.pop(each, None)
 
@@ -263,7 +271,7 @@ class Channel:
             self._waiting.remove(call)
         except ValueError:
             if call.batch is not None:
-                self._after(call.batch)
+                self._after(call.batch, call.operation)
         else:
             if self._waiting:
                 self._wake_next()
@@ -283,23 +291,26 @@ class Batch:
     __slots__ = (
         "_at",
         "_connection",
+        "_drivers",
         "_outgoing",
         "_pool",
         "_received",
         "_sent",
         "_sent_to",
         "_trust",
+        "_turn",
         "is_over",
         "members",
         "took",
-        "turn",
     )
 
     def __init__(self, pool: GuardedPool, first: Call) -> None:
         self._pool = pool
         self.members = [first]
-        #: Has one item while nobody drives it.
-        self.turn: list[None] = [None]
+        # Who drives, by the number of the turn. Taking one and saying who did is one step, and no
+        # turn is taken twice, whatever an exception of a signal handler leaves undone.
+        self._turn = 0
+        self._drivers: dict[int, Operation] = {}
         #: Whether all members have their reply or error.
         self.is_over = False
         self._connection: Any = None
@@ -324,18 +335,37 @@ class Batch:
         :param waiting: who is taken along, unless all is sent already.
         :raises redis.RedisError: if its time is used up; others go on.
         """
-        mine: list[None] = []
+        turn = self._turn
         try:
-            with contextlib.suppress(IndexError):  # somebody else was faster
-                mine.extend(map(self.turn.pop, (0,)))
-            if mine and not self.is_over and not call.done:
+            if self._take(turn, call.operation) and not self.is_over and not call.done:
                 self._fill(waiting)
                 self._drive(call)
         except BaseException:
             call.left = True  # before the next driver sends what is left to send
             raise
         finally:
-            self.turn.extend(mine)
+            self._end(turn, call.operation)
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether somebody drives it now."""
+        return self._turn in self._drivers
+
+    def _take(self, turn: int, operation: Operation) -> bool:
+        """Take a turn, unless somebody else was faster."""
+        return self._drivers.setdefault(turn, operation) is operation
+
+    def _end(self, turn: int, operation: Operation) -> None:
+        """End a turn that was taken by an operation."""
+        if self._drivers.get(turn) is operation:
+            self._turn = turn + 1
+
+    def free_turn(self) -> None:
+        """End the turn of one who is gone: an exception struck before it could say so."""
+        turn = self._turn
+        driver = self._drivers.get(turn)
+        if driver is not None and driver.settled:
+            self._turn = turn + 1
 
     def _fill(self, waiting: deque[Call]) -> None:
         """Take along who waits, unless it is sent already; each is moved by one step.
@@ -350,21 +380,22 @@ class Batch:
         for call in self.members:
             call.batch = self
 
-    def hand_on(self) -> None:
-        """Let another member drive; if nobody is left, end it."""
+    def hand_on(self, operation: Operation) -> None:
+        """Let another member drive; if nobody is left, end it.
+
+        :param operation: of who sees to it.
+        """
         for call in self.members:
             call.batch = self
             if not call.done and not call.left:
                 call.hint()
                 return
-        mine: list[None] = []
+        turn = self._turn
         try:
-            with contextlib.suppress(IndexError):  # who drives will come here
-                mine.extend(map(self.turn.pop, (0,)))
-            if mine and not self.is_over:
+            if self._take(turn, operation) and not self.is_over:  # else who drives will come here
                 self._close()
         finally:
-            self.turn.extend(mine)
+            self._end(turn, operation)
 
     def _close(self) -> None:
         self.is_over = True
@@ -387,6 +418,8 @@ class Batch:
             sock.operation = operation
             with sock.never_waiting() as plain:
                 self._write(operation, plain)
+                if self._received:  # and perhaps not looked at: an exception struck in between
+                    self._hand_out()
                 while self._at[0] < len(self._sent_to):
                     if call.done:
                         return  # who waits for the others' replies goes on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -181,3 +181,40 @@ def test_what_an_exception_left_behind_costs_nobody_a_request(guarded: Guarded) 
     channel._in_flight.update(dict.fromkeys((over, settled, *more)))
     assert Script("echo", "return ARGV[1]").run(guarded.client, (), (b"x",)) == b"x"
     assert not channel._in_flight
+
+
+class Struck(list[bytes]):
+    """What was received; a signal handler raises once, right after the first of it."""
+
+    struck = False
+
+    def extend(self, more: Iterable[bytes]) -> None:
+        super().extend(more)
+        if not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+
+
+def test_replies_that_came_before_an_interruption_are_handed_out(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    first, other = _call(guarded, b"first"), _call(guarded, b"other", 1)
+    batch = _together(guarded, first, other)
+    batch._received = Struck()
+    with pytest.raises(KeyboardInterrupt):
+        channel._go_on(first)
+    _finish(channel, other)
+    assert other.result() == b"other"
+
+
+def test_the_turn_of_one_who_is_gone_is_free(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    gone, other = _call(guarded, b"gone"), _call(guarded, b"other", 1)
+    batch = _together(guarded, gone, other)
+    channel._in_flight[batch] = None
+    assert batch._take(0, gone.operation)
+    assert not channel._is_due(other, 0.01)  # it may be at work
+    gone.left = True
+    guarded.gate.fail(gone.operation, KeyboardInterrupt())
+    assert channel._is_due(other, 0.01)
+    _finish(channel, other)
+    assert other.result() == b"other"
