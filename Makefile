@@ -58,7 +58,7 @@ XDIST := --dist loadfile --max-worker-restart 0
 test: $(VENV)/.installed
 	@failed=0; none=0; \
 	for half in "not timing" "timing"; do \
-	  test "$$half" = timing && workers=3 || workers=6; \
+	  test "$$half" = timing && workers=3 || workers=5; \
 	  $(BIN)/python -m pytest $(SUITE) -m "$$half" -n $$workers $(XDIST) $(PYTEST_ARGS); \
 	  case $$? in 0) ;; 5) none=$$((none + 1)) ;; *) failed=1 ;; esac; \
 	done; \
