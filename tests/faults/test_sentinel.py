@@ -35,8 +35,11 @@ def on_server(server: RedisServer, keys: list[str]) -> set[str]:
 
 
 def is_replica(server: RedisServer) -> bool:
-    with server.client() as client:
-        role = client.info("replication")
+    try:
+        with server.client() as client:
+            role = client.info("replication")
+    except redis.ConnectionError:  # it cuts its clients off as it becomes one
+        return False
     return bool(role["role"] == "slave" and role["master_link_status"] == "up")
 
 
