@@ -50,7 +50,7 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.demo
 	@PORT=$(PORT) exec $(BIN)/python -m example_app
 
-# Most tests wait more than they compute. Those that measure waits follow, three at a time. Both
+# Most tests wait more than they compute. Those that measure waits follow, two at a time. Both
 # halves run whatever becomes of the first. Selecting nothing (pytest's 5) in one of them is no failure.
 SUITE := tests --ignore tests/browser --ignore tests/promtool
 XDIST := --dist loadfile --max-worker-restart 0
@@ -58,7 +58,7 @@ XDIST := --dist loadfile --max-worker-restart 0
 test: $(VENV)/.installed
 	@failed=0; none=0; \
 	for half in "not timing" "timing"; do \
-	  test "$$half" = timing && workers=3 || workers=5; \
+	  test "$$half" = timing && workers=2 || workers=5; \
 	  $(BIN)/python -m pytest $(SUITE) -m "$$half" -n $$workers $(XDIST) $(PYTEST_ARGS); \
 	  case $$? in 0) ;; 5) none=$$((none + 1)) ;; *) failed=1 ;; esac; \
 	done; \
