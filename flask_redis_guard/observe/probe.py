@@ -33,6 +33,9 @@ LEAST_INTERVAL = 1.0
 JITTER = 0.1
 #: A breaker that opens again within so many seconds of a recovery doubles the recovery interval.
 SETTLED = 60.0
+#: A recovery check asks so often in a row, as long as that takes no longer than so many seconds: a
+#: half-dead server, which fails every other call, answers one question but not all of them.
+IN_A_ROW, WITHIN = 16, 0.1
 #: Seconds between two tries of a write that the server did not permit.
 WRITE_AGAIN = 60.0
 #: Reasons of failures that a server without the right to write would show to nobody.
@@ -254,7 +257,7 @@ class Monitor:
             target.prepare()
         if time.monotonic() >= circuit.write_again_at:
             try:
-                target.write(self._key, PROBE_TTL)
+                _insist(lambda: target.write(self._key, PROBE_TTL), once=closed)
             except NoPermissionError:
                 circuit.write_again_at = time.monotonic() + WRITE_AGAIN
                 self._complain()
@@ -263,7 +266,7 @@ class Monitor:
                 return
         try:
             if closed or not self._of_writes:
-                target.ping()
+                _insist(target.ping, once=closed)
                 return
         except NoPermissionError:
             if closed:
@@ -470,3 +473,12 @@ class Monitor:
     def _patience(self) -> float:
         """Seconds by which a check may be late until nobody waits for it any more."""
         return 2 * self._gate.timeout + 1.0
+
+
+def _insist(ask: Callable[[], object], *, once: bool) -> None:
+    """Ask, and where that is to prove a recovery ask some more."""
+    ends = time.monotonic() + WITHIN
+    for _ in range(1 if once else IN_A_ROW):
+        ask()
+        if time.monotonic() >= ends:
+            return

@@ -148,6 +148,21 @@ def test_server_that_fails_users_after_each_recovery_is_given_longer_pauses(
     assert len(pauses) <= 7  # the jitter may make room for one more than their sum
 
 
+def test_server_that_answers_now_and_then_is_not_taken_for_a_recovered_one(
+    own_server: RedisServer,
+) -> None:
+    with Proxy(own_server.port) as proxy:
+        story = Story(proxy.url, REDIS_GUARD_RECOVERY_INTERVAL=0.05)
+        assert story.served()
+        proxy.cut_each(1, 1)
+        story.open()
+        proxy.cut_each(31, 34)  # in the middle of a reply; two writes would pass
+        eventually(lambda: len(story.checks) > 15)
+        assert CircuitState.CLOSED not in [t.current for t in story.transitions]
+        proxy.resume()
+        eventually(story.served)
+
+
 def test_user_without_the_right_to_write_is_not_told_a_recovery_that_only_a_ping_saw() -> None:
     acl = ["user app on nopass ~data:* +@all"]
     with RedisServer(acl=acl) as server:
