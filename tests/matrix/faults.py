@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Fault:
     :param served: whether requests are to be served all through it.
     :param forgets: whether Redis itself loses data, so that neither counts nor sessions last.
     :param apart: needs a network namespace.
-    :param note: why something cannot hold, for the page.
+    :param cannot: what cannot hold, by the first words of a finding, and why; for the page.
     """
 
     name: str
@@ -77,7 +77,11 @@ class Fault:
     served: bool = False
     forgets: bool = False
     apart: bool = False
-    note: str = ""
+    cannot: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, finding: str) -> str:
+        """Return why something cannot hold; empty if it should."""
+        return next((why for what, why in self.cannot.items() if finding.startswith(what)), "")
 
 
 # -- servers --------------------------------------------------------------------------------------
@@ -299,11 +303,30 @@ def _forget_names(world: World, ended: threading.Event) -> None:
     world.names.write_text("127.0.0.1 localhost redis.example\n")
 
 
-HALF_DEAD = (
-    "A half-dead server answers the checks and fails users. Each time that the circuit opens again "
-    "within a minute the checks come half as often, so that users are not made to try: the service "
-    "is back after 2 to 4 s instead of 1 s."
+#: Redis comes and goes: it has been back, as far as anybody can know.
+COMES_AND_GOES = {
+    "served again after": (
+        "Redis comes and goes. Each time that the circuit opens again within a minute of a "
+        "recovery the checks come half as often, so that users are not made to try."
+    )
+}
+#: The app does what Redis forbids it, and has no handler for the error.
+FORBIDDEN = (
+    "That this user may not do this is Redis's answer, not an outage. The client hands it on as "
+    "redis-py's own `NoPermissionError`, for which this app has no handler: a mistake in "
+    "its rights shows as an error of the app. Limits and sessions, which cannot tell then, refuse."
 )
+FORGOTTEN = {
+    "admitted above the limit": (
+        "Redis has lost the counters: a limit begins anew, so that a subject is admitted up to its "
+        "limit once more. Promised is that no more than that are."
+    ),
+    "acknowledged write lost": (
+        "Redis acknowledged these writes and lost them when it ended. One that persists them "
+        "(`appendonly yes`, `appendfsync always`) loses none: *killed, back with its data*."
+    ),
+    "anonymous": "Redis has lost the sessions: everybody is logged out.",
+}
 
 FAULTS: tuple[Fault, ...] = (
     Fault("connections refused", proxied, _refuse),
@@ -311,15 +334,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("stopped (SIGSTOP)", direct(), _stop),
     Fault("black hole: all bytes lost", proxied, between(Proxy.swallow)),
     Fault("black hole: all packets lost", lossy, _drop, apart=True),
-    Fault(
-        "reset in the middle of replies",
-        proxied,
-        between(lambda p: p.cut_each(1, 60)),
-        note=HALF_DEAD,
-    ),
+    Fault("reset in the middle of replies", proxied, between(lambda p: p.cut_each(1, 60))),
     Fault("one byte a second", proxied, between(lambda p: p.drip(1.0))),
     Fault("300 ms latency", proxied, between(lambda p: p.delay(0.15)), served=True),
-    Fault("half of the calls fail", proxied, between(lambda p: p.fail_some(0.5)), note=HALF_DEAD),
+    Fault("half of the calls fail", proxied, between(lambda p: p.fail_some(0.5))),
     Fault("loading its data (LOADING)", direct(), _load, seconds=0),
     Fault(
         "a replica (READONLY)",
@@ -348,9 +366,7 @@ FAULTS: tuple[Fault, ...] = (
         "rights revoked (NOPERM)",
         as_user,
         commands(["ACL SETUSER app -@write -@scripting"], ["ACL SETUSER app +@all"]),
-        note="Redis answers, that the user may not do this. The client hands that answer on, as "
-        "redis-py's `NoPermissionError`, and this app has no handler for it. Limits and sessions "
-        "take it for no answer and refuse.",
+        cannot={"status 500": FORBIDDEN, "traceback in the log": FORBIDDEN},
     ),
     Fault("too many clients", direct(), _crowd),
     Fault(
@@ -362,15 +378,8 @@ FAULTS: tuple[Fault, ...] = (
         again_and_again("CLIENT KILL TYPE normal SKIPME yes", 0.2),
     ),
     Fault("garbage on the wire", proxied, between(lambda p: p.garble_all(b"?what\r\n"))),
-    Fault(
-        "restart with loss of data",
-        direct(),
-        _kill,
-        forgets=True,
-        note="Redis itself has forgotten counts, sessions and writes that it had acknowledged: "
-        "limits begin anew, and everybody is logged out. Persistence prevents it (the second row).",
-    ),
-    Fault("flapping, each second", direct(), _flap, seconds=6.0, note=HALF_DEAD),
+    Fault("restart with loss of data", direct(), _kill, forgets=True, cannot=FORGOTTEN),
+    Fault("flapping, each second", direct(), _flap, seconds=6.0, cannot=COMES_AND_GOES),
     Fault("Sentinel: failover", sentinels, _fail_over, seconds=0),
     Fault("cluster: slots moved", cluster, _move_slots, served=True),
     Fault("names not answered (DNS), CLIENT KILL", named, _forget_names, apart=True),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from tests.matrix.faults import FAULTS
+from tests.matrix.faults import FAULTS, Fault, named_fault
 from tests.matrix.features import FEATURES, REFUSED, SERVED
 from tests.matrix.run import MODELS, Cell, Result
 
@@ -20,9 +20,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 
 HEAD = """# Fault matrix
 
-This page is written by `make faults` from one run of {seconds:.0f} s: every feature of a real
-application under gunicorn, {models}, through every fault of {faults}. All settings are the
-defaults. Each run loads all features at once (about 100 requests a second), makes the fault on
+This page is written by `make faults` from {runs} runs of {seconds:.0f} s together: every feature
+of a real application under gunicorn, {models},
+through every fault of {faults}. All settings are the defaults. Each run loads all features at once (about 100 requests a second), makes the fault on
 real servers, ends it, and goes on for three seconds.
 
 A cell holds if, through the fault and after it,
@@ -52,35 +52,46 @@ end of the fault to the last refusal, in seconds. `-`: nobody was refused so.
 """
 
 
-def write(results: list[Result], seconds: float) -> None:
+def write(results: list[Result]) -> None:
     """Write the page."""
-    findings = [
-        (result, name, finding)
-        for result in results
-        for name, cell in result.cells.items()
-        for finding in cell.findings
-    ]
-    cells = sum(len(result.cells) for result in results)
-    bad = len({(result.fault, result.model, name) for result, name, _ in findings})
+    known = PAGE.read_text() if PAGE.exists() else ""
+    PAGE.write_text(text(results) + "".join(known.partition(SOAK)[1:]))
+
+
+def text(results: list[Result]) -> str:
+    """Return the page's part on the matrix."""
+    cells = [(result, cell) for result in results for cell in result.cells.values()]
+    broken = [(result, cell) for result, cell in cells if cell.findings]
+    told = sum(all(map(fault_of(result).reason, cell.findings)) for result, cell in broken)
     parts = [
         HEAD.format(
-            seconds=seconds,
+            seconds=sum(result.took for result in results),
+            runs=len(results),
             models=_models(),
             faults=len({result.fault for result in results}),
-            held=cells - bad,
-            cells=cells,
-            broken="Those that do not are told below." if bad else "",
+            held=len(cells) - len(broken),
+            cells=len(cells),
+            broken=_broken(told, len(broken) - told),
             versions=_versions(),
             cores=os.cpu_count(),
             example=FAULTS[0].name,
         )
     ]
-    if bad or any(result.findings for result in results):
+    if any(result.all_findings for result in results):
         parts.append(_exceptions(results))
-    parts += [_table(model, [one for one in results if one.model == model]) for model in MODELS]
-    parts.append(_rest(results))
-    known = PAGE.read_text() if PAGE.exists() else ""
-    PAGE.write_text("".join(parts) + "".join(known.partition(SOAK)[1:]))
+    return "".join([*parts, rows(results)])
+
+
+def fault_of(result: Result) -> Fault:
+    """Return the fault of a run."""
+    return named_fault(result.fault)
+
+
+def _broken(told: int, others: int) -> str:
+    found = [f"{told} cannot, for a reason that is told below" if told else ""]
+    found.append(f"{others} should, and did not" if others else "")
+    text = "; ".join(each for each in found if each)
+    return f"{text}." if text else ""
 
 
 def write_soak(text: str) -> None:
@@ -111,16 +122,32 @@ def _versions() -> str:
 
 
 def _exceptions(results: list[Result]) -> str:
-    lines = ["\n## What does not hold\n\n| fault | workers | feature | what |\n|---|---|---|---|\n"]
+    """Return the table of what did not hold: what, how much of it where, and why."""
+    rows: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for result in results:
-        found = [("all", finding) for finding in result.findings]
+        found = [("", finding) for finding in result.findings]
         for name, cell in result.cells.items():
-            found += [(name, finding) for finding in cell.findings]
-        lines += [f"| {result.fault} | {result.model} | {name} | {one} |\n" for name, one in found]
-    told = {result.fault for result in results if result.all_findings}
-    notes = {fault.name: fault.note for fault in FAULTS if fault.note and fault.name in told}
-    lines += [f"\n*{fault}*: {note}\n" for fault, note in notes.items()]
+            found += [(f"*{name}* ", finding) for finding in cell.findings]
+        for name, finding in found:
+            what, figure = _parted(fault_of(result), finding)
+            row = (result.fault, what, fault_of(result).reason(finding) or "**unexplained**")
+            places = rows.setdefault(row, {}).setdefault(result.model, [])
+            places.append(f"{name}{figure}".strip() or "yes")
+    lines = ["\n## What does not hold\n\n| fault | what | where, and how much | why |\n"]
+    lines.append("|---|---|---|---|\n")
+    for (fault, what, why), models in rows.items():
+        where = "; ".join(f"{model}: {', '.join(places)}" for model, places in models.items())
+        lines.append(f"| {fault} | {what} | {where} | {why} |\n")
     return "".join(lines)
+
+
+def _parted(fault: Fault, finding: str) -> tuple[str, str]:
+    """Return what was found, and how much of it."""
+    what = next((words for words in fault.cannot if finding.startswith(words)), "")
+    if what:
+        return what, finding.removeprefix(what).lstrip(": ")
+    what, _, figure = finding.partition(": ")
+    return what, figure
 
 
 def _table(model: str, results: list[Result]) -> str:

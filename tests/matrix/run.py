@@ -85,6 +85,7 @@ class Result:
     :param openings: how often a breaker opened.
     :param left: what processes hold afterwards that they did not hold before.
     :param findings: what must not be, of the run as a whole.
+    :param took: seconds of the whole run, with its servers' start and end.
     """
 
     fault: str
@@ -95,6 +96,7 @@ class Result:
     openings: int
     left: dict[str, Any]
     findings: list[str] = field(default_factory=list)
+    took: float = 0.0
 
     @property
     def all_findings(self) -> list[str]:
