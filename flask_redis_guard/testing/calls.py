@@ -89,7 +89,7 @@ class Attempt(threading.Thread):
                 if self.status >= 400 or self.hangs:
                     break
                 self.served += 1
-        except Exception as exc:  # noqa: BLE001 - what a server would make a 500 of
+        except BaseException as exc:  # noqa: BLE001 - no answer: sys.exit(), gevent.Timeout
             self._errors.append(exc)
             self.status = 500
         finally:

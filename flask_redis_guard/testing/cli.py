@@ -119,7 +119,7 @@ def audit_command(
     if junit is not None:
         junit.write_text(as_junit(report, fail_on), encoding="utf-8")
     if as_json:
-        click.echo(report.as_json())
+        click.echo(report.as_json(fail_on))
     else:
         click.echo(as_table(report, fail_on, colour=_may_colour()))
     raise SystemExit(1 if report.bad(fail_on) or not report.findings else 0)

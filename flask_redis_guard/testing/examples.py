@@ -33,7 +33,7 @@ class Example:
     :param body: sent as it is.
     :param name: how other examples and the report call it; the method and the path if not given.
     :param after: the name of another example that the same client makes before, while Redis is
-        healthy: a login.
+        healthy: a login. What that one comes after comes first.
     :param login: whether it logs in, so that nobody may be told that it worked while the session
         cannot be stored. If not given: a ``POST`` whose path or endpoint says so, where the
         app's sessions are in Redis.
@@ -85,7 +85,8 @@ def load(given: Examples | None) -> list[Example]:
 
     :param given: a JSON file with a list of objects, ``"module:function"``, a function that
         returns examples, or the examples; each an :class:`Example` or a mapping with its fields.
-    :raises GuardError: for what cannot be read, and for an unknown field.
+    :raises GuardError: for what cannot be read, an unknown field, two of one name, and what
+        comes after nothing or itself.
     """
     found: Any = () if given is None else given
     if isinstance(found, str | Path):
@@ -93,10 +94,19 @@ def load(given: Examples | None) -> list[Example]:
     if callable(found):
         found = found()
     examples = [_example(one) for one in found]
-    names = [one.title for one in examples]
+    by_name: dict[str, Example] = {}
     for one in examples:
-        if one.after and one.after not in names:
-            raise GuardError(f"{one.title}: there is no example named {one.after!r} to come before")
+        if by_name.setdefault(one.title, one) is not one:
+            raise GuardError(f"There are two examples {one.title!r}: give each a name of its own")
+    for one in examples:
+        passed = [one.title]
+        while one.after:
+            if one.after not in by_name:
+                raise GuardError(f"{one.title}: no example named {one.after!r} can come before it")
+            if one.after in passed:
+                raise GuardError(f"{one.title}: it would have to come before itself")
+            passed.append(one.after)
+            one = by_name[one.after]
     return examples
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Literal, get_args
 
+from flask_redis_guard.config import HIDDEN
 from flask_redis_guard.errors import GuardError
 from flask_redis_guard.testing.examples import Skipped
 from flask_redis_guard.testing.faults import Kind
@@ -28,6 +30,9 @@ REFUSALS: Final = frozenset({401, 403, 429, 502, 503, 504})
 _PACKAGES: Final = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
 _STANDARD: Final = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _OURS: Final = str(Path(__file__).resolve().parent)
+
+#: A login in a URL, which the text of an app's exception may have.
+_LOGIN: Final = re.compile(r"://[^/\s]*@")
 
 _ADVICE: Final[dict[tuple[str, str], str]] = {
     ("bypass", "flask_limiter"): (
@@ -173,14 +178,21 @@ class AuditReport:
         """Whether something was judged, and nothing hangs, errs or bypasses."""
         return bool(self.findings) and not self.bad()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it as what JSON can say."""
-        findings = [{**asdict(one), "advice": one.advice} for one in self.findings]
-        return {**asdict(self), "findings": findings, "passed": self.passed}
+    def as_dict(self, fail_on: Iterable[str] = BAD) -> dict[str, Any]:
+        """Return all of it as what JSON can say.
 
-    def as_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(self.as_dict(), indent=2)
+        :param fail_on: the verdicts that fail.
+        """
+        findings = [{**asdict(one), "advice": one.advice} for one in self.findings]
+        passed = bool(self.findings) and not self.bad(fail_on)
+        return {**asdict(self), "findings": findings, "passed": passed}
+
+    def as_json(self, fail_on: Iterable[str] = BAD) -> str:
+        """Return it as JSON.
+
+        :param fail_on: the verdicts that fail.
+        """
+        return json.dumps(self.as_dict(fail_on), indent=2)
 
     def __str__(self) -> str:
         from flask_redis_guard.testing.rendering import as_table
@@ -194,7 +206,7 @@ def cause_of(error: BaseException, root: str) -> Cause:
     :param error: what the app raised.
     :param root: the directory of the app's own code.
     """
-    text = next(iter(str(error).splitlines()), "")[:120]
+    text = _LOGIN.sub(f"://{HIDDEN}@", next(iter(str(error).splitlines()), ""))[:120]
     what = f"{type(error).__name__}: {text}".rstrip(": .")
     return Cause(what, *_locate(_lines(error.__traceback__), root))
 

@@ -222,13 +222,17 @@ class Wire:
 
     def _connected(self, listener: Any, dial: Dial) -> None:
         self._selector.unregister(listener)
-        client, _ = listener.accept()
-        listener.close()
+        with self.changed:
+            self._listeners.remove(listener)
+        with listener:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return  # out of descriptors: this one is reset, others go on
         client.setblocking(True)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = _Link(self, client, dial)
         with self.changed:
-            self._listeners.remove(listener)
             self._links.add(link)
             if not self.fault.listens:
                 link.end()

@@ -241,6 +241,84 @@ def test_a_limit_that_runs_out_meanwhile_proves_nothing() -> None:
     assert of(report, "GET /search") == {"hang": "served"}
 
 
+def test_a_period_that_begins_anew_under_a_slow_redis_proves_nothing() -> None:
+    """It counts: who is served was within the limit, and has used it up again afterwards."""
+    app, refused = guarded_app(), threading.Event()
+    app.get("/once", endpoint="once")(rate_limited("1/second")(lambda: "once"))
+
+    @app.after_request
+    def note(response: Any) -> Any:
+        if response.status_code == 429:
+            refused.set()
+        return response
+
+    @app.post("/late")
+    def late() -> str:
+        if refused.is_set():  # between the last healthy call and the fault
+            refused.clear()
+            time.sleep(1.1)
+        return "late"
+
+    app.get("/plain", endpoint="plain")(lambda: "plain")
+    examples = [
+        {"path": "/late", "method": "POST", "name": "late"},
+        {"path": "/plain", "after": "late"},
+        {"path": "/once"},
+    ]
+    report = audit(app, examples, faults=["slow"], patience=4, slow_seconds=0.1)
+    assert of(report, "GET /once") == {"slow": "served"}
+
+
+def test_who_ends_the_thread_has_not_answered() -> None:
+    app, client = Flask("leaving"), redis.Redis.from_url(NOWHERE, **BOUNDED)
+
+    @app.get("/")
+    def leave() -> str:
+        try:
+            return str(client.incr("visits"))
+        except redis.RedisError:
+            raise SystemExit(3) from None
+
+    report = audit(app, faults=["refused"], **SHORT)
+    assert of(report, "GET /") == {"refused": "500"}
+    assert "SystemExit" in str(report)
+
+
+def test_what_comes_before_comes_in_order() -> None:
+    app = Flask("steps")
+    app.secret_key = "of the steps"
+
+    @app.post("/step/<int:number>")
+    def step(number: int) -> tuple[str, int]:
+        if session.get("step", 0) != number - 1:
+            return "not yet", 400
+        session["step"] = number
+        return "on", 200
+
+    examples = [
+        {"path": "/step/1", "method": "POST", "name": "password"},
+        {"path": "/step/2", "method": "POST", "name": "code", "after": "password"},
+        {"path": "/step/3", "method": "POST", "name": "in", "after": "code"},
+    ]
+    report = audit(app, examples, faults=["refused"], **SHORT)
+    assert {one.healthy_status for one in report.findings} == {200}
+
+
+def test_no_password_of_a_url_is_in_a_report() -> None:
+    app, client = Flask("talkative"), redis.Redis.from_url(NOWHERE, **BOUNDED)
+
+    @app.get("/")
+    def tell() -> str:
+        try:
+            return str(client.incr("visits"))
+        except redis.RedisError as exc:
+            raise RuntimeError("no answer from redis://app:s3cret@cache:6379/0") from exc
+
+    report = audit(app, faults=["refused"], **SHORT)
+    assert "no answer from redis://" in report.as_json()
+    assert "s3cret" not in report.as_json() + str(report) + as_junit(report)
+
+
 def test_what_fails_beside_others_only_is_asked_again_alone() -> None:
     """Flask-Limiter falls back for the first to meet the outage; others beside it get an error."""
     app = Flask("falling-back")
@@ -421,6 +499,7 @@ def test_json_and_junit(careless: AuditReport) -> None:
     assert [suite.get("name") for suite in tree] == [*KINDS, "not judged"]
     assert len(tree.findall(".//failure")) == len(careless.bad()) == int(tree.get("failures", ""))
     assert len(tree.findall(".//skipped")) == 3
+    assert json.loads(careless.as_json([]))["passed"] is True
     only_hang = ET.fromstring(as_junit(careless, ["hang"]))
     assert len(only_hang.findall(".//failure")) == 3
 
@@ -456,6 +535,8 @@ def test_verdicts_that_are_none(careless: AuditReport) -> None:
         ([{"pth": "/"}], "with a path"),
         ([{"path": "/", "verb": "GET"}], "has no 'verb'"),
         ([{"path": "/", "after": "login"}], "no example named 'login'"),
+        ([{"path": "/", "name": "a", "after": "a"}], "before itself"),
+        ([{"path": "/"}, {"path": "/", "json": 1}], "two examples 'GET /'"),
     ],
 )
 def test_examples_that_are_none(given: Any, match: str) -> None:

@@ -22,8 +22,9 @@ HEAD = """# Fault matrix
 
 This page is written by `make faults` from {runs} runs of {seconds:.0f} s together: every feature
 of a real application under gunicorn, {models},
-through every fault of {faults}. All settings are the defaults. Each run loads all features at once (about 100 requests a second), makes the fault on
-real servers, ends it, and goes on for three seconds.
+through every fault of {faults}. All settings are the defaults. Each run loads all features at once
+(about 100 requests a second), makes the fault on real servers, ends it, and goes on for three
+seconds.
 
 A cell holds if, through the fault and after it,
 
