@@ -87,9 +87,11 @@ class RedisGuard:
         return runtime.of(app).client
 
     def start(self, app: Flask | None = None) -> None:
-        """Begin background checks in this process before any request.
+        """Begin background checks in this process before any request, with one at once.
 
-        In gunicorn's hook ``post_worker_init``: ``post_fork`` comes before gevent's patches.
+        Where Redis is far away, the first requests find the primary, a cluster's map and a
+        connection. In gunicorn's hook ``post_worker_init``: ``post_fork`` comes before gevent's
+        patches.
 
         :param app: the app; the current one if not given.
         """
@@ -102,7 +104,7 @@ class RedisGuard:
             )
         else:
             guarded.look()
-            guarded.monitor.start()
+            guarded.monitor.start(at_once=True)
 
     @property
     def breaker(self) -> CircuitBreaker:

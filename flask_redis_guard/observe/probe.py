@@ -197,13 +197,17 @@ class Monitor:
         """Whether this process has background checks going on."""
         return self._worker.running
 
-    def start(self) -> None:
-        """Begin background checks in this process, unless they are running or turned off."""
+    def start(self, *, at_once: bool = False) -> None:
+        """Begin background checks in this process, unless they are running or turned off.
+
+        :param at_once: whether to check now, so that later operations find what takes time: the
+            primary, the map of a cluster, connections.
+        """
         self._may_start, now = True, time.monotonic()
         if not self._worker.running and self._wanted():
             if now < self._not_before:
                 return
-            self._next_check = now + self.interval
+            self._next_check = now if at_once else now + self.interval
             if not self._worker.wake():
                 self._not_before = now + LEAST_INTERVAL
                 return  # a later operation tries again; users probe until it works

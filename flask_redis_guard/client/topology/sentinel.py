@@ -53,6 +53,9 @@ _PATTERNS = ("+failover-*", "-failover-*", "+switch-*", "+promoted-*")
 
 #: Seconds between two looks of the first operations of a process at what was told.
 _MOMENT = 0.005
+#: Timeouts that the first question to each sentinel may take: it is asked in the background, and
+#: one that is far away is to be found with it.
+_FIRST = 4
 
 
 @dataclass(eq=False)
@@ -251,6 +254,8 @@ class Sentinels:
         """Return the primary to connect to, inside an operation.
 
         :raises redis.ConnectionError: if no sentinel names one.
+        :raises redis.TimeoutError: if it is not known yet, since sentinels are being asked for the
+            first time in this process.
         """
         operation = current(self.gate)
         if operation is None:
@@ -258,7 +263,9 @@ class Sentinels:
         if self._view is None and self._listeners:
             # All sentinels are asked at once already; who looks at it every now and then needs
             # no lock.
-            operation.wait(self._is_told)
+            if not operation.wait(self._is_told):
+                raise redis_errors.TimeoutError("Not sent: no sentinel has answered yet")
+            self._believe_first()
         view = self._view
         fresh = time.monotonic() - self._confirmed_at < 2 * self.interval
         if view is not None and fresh and not self._trust.failed:
@@ -266,11 +273,24 @@ class Sentinels:
         return self._ask_one(operation)
 
     def _is_told(self, seconds: float) -> bool:
-        """Wait a moment, and tell whether each sentinel has been asked or one has answered."""
-        if self._view is None and any(each.answer is UNASKED for each in self._all):
-            time.sleep(min(seconds, _MOMENT))
-            return False
-        return True
+        """Wait a moment, and tell whether each sentinel has been asked or one names a primary."""
+        if self._view is not None or self._named():
+            return True
+        if all(each.answer is not UNASKED for each in self._all):
+            return True
+        time.sleep(min(seconds, _MOMENT))
+        return False
+
+    def _believe_first(self) -> None:
+        """Go by what some say before the others have answered, if there is nothing else."""
+        named = self._named()
+        if self._view is None and named:
+            self._adopt(named[max(named)], max(named))
+
+    def _named(self) -> dict[int, Address]:
+        """Return whom the sentinels call the primary, by the epoch of each."""
+        answers = [each.answer for each in self._all]
+        return {each.epoch: each.address for each in answers if each.address is not None}
 
     def _confirm(self, operation: Operation) -> None:
         """Ask inside an operation, where something failed or nobody else asks."""
@@ -354,7 +374,7 @@ class Sentinels:
             over = sentinel.answer.address is not None and not sentinel.answer.replacing
             if (over and since < asked_at) or now - since > self._trust_seconds:
                 sentinel.replacing_since = None
-            named = {a.epoch: a.address for s in self._all if (a := s.answer).address is not None}
+            named = self._named()
             silent = sum(each.answer.silent for each in self._all)
         if not named or 2 * silent > len(self._all):
             return  # those whom we do not see could have elected another one
@@ -404,9 +424,11 @@ class Sentinels:
         with self._lock:
             if self._pid == os.getpid():
                 return
-            self._pid, self._listeners = os.getpid(), 0
             for sentinel in self._all:
                 sentinel.forget()
+            # Those who come meanwhile wait for what these are told, too.
+            self._listeners = len(self._all) if self._background else 0
+            self._pid = os.getpid()
         if not self._background:
             return
         for number in range(len(self._all)):
@@ -420,8 +442,11 @@ class Sentinels:
                 thread.start()
             except RuntimeError as exc:  # no more threads: operations ask, and hear nothing
                 logger.warning("Nobody can listen to the sentinels: %s", exc)
+                self._listeners = number
+                for unheard in self._all[number:]:
+                    if unheard.answer is UNASKED:
+                        unheard.answer = Answer(None, silent=True)
                 return
-            self._listeners += 1
 
     def turn(self, number: int) -> int | None:
         """Take in what a sentinel has announced, and ask it.
@@ -432,7 +457,7 @@ class Sentinels:
         sentinel = self._all[number]
         try:
             if sentinel.answer is UNASKED:  # whom the first operations wait for
-                self._in_background(lambda: self._ask(sentinel))
+                self._in_background(lambda: self._ask(sentinel), _FIRST)
             self._in_background(sentinel.subscribe)
             began = [event for event in sentinel.heard() if event.startswith(_BEGINS)]
             if began:
@@ -445,9 +470,9 @@ class Sentinels:
             sentinel.hang_up()
             return None
 
-    def _in_background(self, call: Callable[[], object]) -> None:
+    def _in_background(self, call: Callable[[], object], timeouts: int = 1) -> None:
         # Not through the gate: an open breaker is when the sentinels must be asked.
-        operation = Operation(self.gate, "SENTINEL", self.gate.timeout, Permit(-1))
+        operation = Operation(self.gate, "SENTINEL", timeouts * self.gate.timeout, Permit(-1))
         try:
             with operation:
                 call()

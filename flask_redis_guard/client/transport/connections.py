@@ -112,6 +112,7 @@ class GuardedConnection:
     _dialling: Generator[Step, None, Any] | None = None  # begun, and not yet connected
     _awaited: Step | None = None
     _begun = 0.0
+    _begun_by: tuple[Operation, float] | None = None  # and what that had waited then
     _distance = 0.0  # seconds that connecting took: at least one round trip
     _greetings: deque[Greeting] | None = None  # sent, and not yet answered
     _greeted: tuple[Any, ...] = ()  # their words
@@ -220,6 +221,9 @@ class GuardedConnection:
         except OSError as exc:
             self.disconnect()
             raise redis_errors.ConnectionError(self._error_message(exc)) from exc
+        begun_by, self._begun_by = self._begun_by, None
+        if begun_by is not None and begun_by[0] is operation:
+            waited = begun_by[1]  # it has seen to others meanwhile
         self._distance = (operation.waited - waited) / (2 if hasattr(sock, "pending") else 1)
         self._sock = DeadlineSocket(sock, self._socket_timeout or self.gate.timeout, operation.part)
         self._sock.operation = operation
@@ -235,6 +239,7 @@ class GuardedConnection:
         if self._dialling is None:
             self.locate()
             self._begun, self._awaited = monotonic(), None
+            self._begun_by = operation, operation.waited
             detour = type(self).detour(self)
             if detour is None:
                 self._dialling = self._steps(self.addresses(operation), operation.allowance)
