@@ -38,10 +38,11 @@ class Algorithm:
 
     Its script has the sections ``[judge]``, which adds three functions to ``algorithms`` of
     judge.lua, ``[refund]``, which adds one to ``refunds`` of refund.lua, and perhaps ``[express]``,
-    which comes first where a request uses this algorithm alone.
+    which comes first where a request uses this algorithm alone. ``pack7``, ``floor`` and
+    other helpers are those of codec.lua and clock.lua.
 
     :param name: what a :class:`~flask_redis_guard.Rate` calls it.
-    :param code: the byte by which scripts know it.
+    :param code: the byte by which scripts know it; no other algorithm has it.
     :param script: the file beside its module.
     :param counter: makes its in-process twin, with nothing counted.
     :param up_to: the highest limit that it takes.
