@@ -83,6 +83,14 @@ class SessionTooLarge(GuardError, ValueError):
         )
 
 
+#: Without a style: a page that is read on every screen, in the browser's light or dark colours.
+_HEAD = (
+    '<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    '<meta name="color-scheme" content="light dark">\n'
+)
+
+
 class _Problem(HTTPException):
     """Answer as ``application/problem+json`` (RFC 9457), or as a page to whom prefers HTML.
 
@@ -96,7 +104,7 @@ class _Problem(HTTPException):
             title, text = html.escape(self.name), html.escape(self.description or "")
             again = f"<p>Try again in {self.retry_after_header()} s.</p>"
             return (
-                f'<!doctype html>\n<html lang="en">\n<title>{self.code} {title}</title>\n'
+                f'<!doctype html>\n<html lang="en">\n{_HEAD}<title>{self.code} {title}</title>\n'
                 f"<h1>{title}</h1>\n<p>{text}</p>\n{again}\n</html>\n"
             )
         return json.dumps({**self.problem, "status": self.code, "detail": self.description}) + "\n"

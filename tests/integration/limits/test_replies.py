@@ -212,6 +212,7 @@ def test_who_prefers_html_gets_a_page(
     if kind == "text/html":
         text = response.get_data(as_text=True)
         assert text.startswith("<!doctype html>")
+        assert '<meta name="viewport" content="width=device-width' in text  # readable on a phone
         assert ("Service Unavailable" if outage else "Too Many Requests") in text
         assert f"Try again in {response.headers['Retry-After']} s" in text
 
