@@ -225,7 +225,7 @@ def _connection_options(settings: Settings, from_url: dict[str, Any]) -> dict[st
     for name in given:
         if name in _DECIDED:
             raise ConfigurationError(
-                "REDIS_GUARD_CLIENT_OPTIONS", name, f"not here; use {_DECIDED[name]}"
+                "REDIS_GUARD_CLIENT_OPTIONS", name, f"options without it; use {_DECIDED[name]}"
             )
     protocol = str(given.get("protocol", 2))
     if protocol not in ("2", "3"):
