@@ -21,12 +21,12 @@ from flask_redis_guard.client.topology.nodes import (
     NodeTCPConnection,
     NodeTLSConnection,
 )
-from flask_redis_guard.client.topology.sentinel import (
+from flask_redis_guard.client.topology.primary import (
     SentinelPool,
-    Sentinels,
     SentinelTCPConnection,
     SentinelTLSConnection,
 )
+from flask_redis_guard.client.topology.sentinel import Sentinels
 from flask_redis_guard.client.topology.shards import ClusterBreaker
 from flask_redis_guard.client.topology.urls import Topology, parse_topology
 from flask_redis_guard.client.transport.connections import (
