@@ -281,6 +281,65 @@ MUTANTS = (
         ),
         ("tests/unit/test_config.py::test_memory_store_is_refused_outside_development",),
     ),
+    Mutant(
+        "count for a node what others of a batch have counted",
+        "client/topology/nodes.py",
+        (("        if outcome is not Outcome.NEUTRAL:\n", "        if outcome:\n"),),
+        (
+            "tests/integration/client/test_cluster_channel.py::test_what_another_caller_of_a_batch_has_counted_says_nothing_of_a_node",
+        ),
+    ),
+    Mutant(
+        "look for a command's key where redis-py does",
+        "client/topology/cluster.py",
+        (("            self.initialize(redis_conn)\n", "            pass\n"),),
+        (
+            "tests/integration/client/test_cluster_channel.py::test_commands_of_two_words_find_their_key_the_first_time",
+        ),
+    ),
+    Mutant(
+        "keep the place of a caller that went alone",
+        "client/channel.py",
+        (
+            (
+                "        finally:\n            self._in_flight.pop(operation, None)\n",
+                "        finally:\n",
+            ),
+        ),
+        ("tests/faults/test_channel_turns.py::test_who_goes_alone_makes_room_for_the_next",),
+    ),
+    Mutant(
+        "believe whatever stands on the board",
+        "host/board.py",
+        (
+            (
+                "        return payload if raw[:_DIGEST] == self._digest(payload) else None\n",
+                "        return payload\n",
+            ),
+        ),
+        ("tests/host/test_places.py::test_parts_that_were_not_written_by_us_count_as_empty",),
+    ),
+    Mutant(
+        "open because of a worker that is cut off alone",
+        "core/hostview.py",
+        (
+            (
+                "worker.opened_at > over_at and worker.failing_since >= answered\n",
+                "worker.opened_at > over_at\n",
+            ),
+        ),
+        (
+            "tests/unit/test_hostview.py::test_one_that_is_answered_since_does_not_believe_that_redis_is_away",
+        ),
+    ),
+    Mutant(
+        "believe a recovery after one answer",
+        "observe/probe.py",
+        (("range(1 if once else IN_A_ROW)", "range(1)"),),
+        (
+            "tests/faults/test_recovery.py::test_server_that_answers_now_and_then_is_not_taken_for_a_recovered_one",
+        ),
+    ),
 )
 
 

@@ -148,6 +148,19 @@ def test_a_connection_that_breaks_under_a_batch_is_one_failure(redis_server: Red
     ]
 
 
+def test_who_goes_alone_makes_room_for_the_next(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    channel._lanes = channel._usual + 2  # over a slow network
+    alone, other = _call(guarded, b"alone"), _call(guarded, b"other")
+    channel._waiting.extend((alone, other))
+    channel._go_on(alone)
+    assert alone.result() == b"alone"
+    assert other.wake.acquire(timeout=0)
+    assert not channel._in_flight
+    _finish(channel, other)
+    assert other.result() == b"other"
+
+
 def test_a_reply_that_came_while_its_caller_slept_is_returned(guarded: Guarded) -> None:
     channel = guarded.client.channel
     call = _call(guarded, b"slept", 0.1)

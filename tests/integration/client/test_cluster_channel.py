@@ -6,8 +6,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from flask_redis_guard import RateLimiter
+from flask_redis_guard.client.topology.nodes import note
+from flask_redis_guard.client.topology.shards import Passage
 from tests.support import ClusterSetup
 from tests.support.guarded import Guarded
 
@@ -68,3 +71,18 @@ def test_commands_of_two_words_find_their_key_the_first_time(cluster_setup: Clus
         guarded = Guarded(cluster_setup.url)  # one that knows no more than common commands
         assert guarded.client.execute_command(*call)
         guarded.close()
+
+
+def test_what_another_caller_of_a_batch_has_counted_says_nothing_of_a_node(
+    cluster_setup: ClusterSetup,
+) -> None:
+    guarded = Guarded(cluster_setup.url)
+    operation = guarded.gate.begin("ECHO")
+    passage = operation.permit
+    assert isinstance(passage, Passage)
+    note(operation, "node:1", redis.ConnectionError("Batch lost: the connection broke"))
+    assert (passage.answered, passage.broken) == (set(), {})
+    note(operation, "node:1", redis.ConnectionError("refused"))
+    assert (passage.answered, set(passage.broken)) == (set(), {"node:1"})
+    guarded.gate.abandon(operation)
+    guarded.close()
