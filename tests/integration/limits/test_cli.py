@@ -6,6 +6,7 @@ import decimal
 import enum
 import ipaddress
 import json
+import re
 import uuid
 from collections.abc import Callable
 
@@ -167,7 +168,8 @@ def test_a_subject_is_found_as_key_functions_write_it(
         code, output = run(made, "show", typed)
         assert code == 0
         assert "endpoint:index" in output
-        assert "used 1 of 1, refused for 60 s, all free in 60 s" in output
+        # A busy machine may take some seconds from the request to the command.
+        assert re.search(r"used 1 of 1, refused for (60|5\d) s, all free in (60|5\d) s", output)
         assert run(made, "reset", typed)[0] == 0
     assert run(made, "show", "alice") == (1, "Error: Nothing is counted of alice.\n")
 
