@@ -186,7 +186,10 @@ class CircuitOpen(RedisUnavailable):
 
 
 class RedisTimeout(RedisUnavailable, redis.TimeoutError):
-    """The operation's deadline passed. Whether Redis carried it out is unknown."""
+    """The operation's deadline passed, or its circuit opened while it waited for an answer.
+
+    Whether Redis carried it out is unknown.
+    """
 
 
 def _inherit(kind: type[RedisUnavailable], redis_kind: type[redis.RedisError]) -> None:

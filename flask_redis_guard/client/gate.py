@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from flask_redis_guard.client.operation import Operation, current
-from flask_redis_guard.client.outcomes import BUSY, Verdict, judge, judge_replies
+from flask_redis_guard.client.outcomes import BUSY, GIVEN_UP, Verdict, judge, judge_replies
 from flask_redis_guard.core.breaker import CircuitBreaker, Outcome, Permit, Refusal
 from flask_redis_guard.errors import CircuitOpen, RedisTimeout, RedisUnavailable
 from flask_redis_guard.events import Bus, CallBegan, CallFinished, CallRefused, RedisFailed
@@ -17,18 +17,26 @@ logger = logging.getLogger("flask_redis_guard")
 
 T = TypeVar("T")
 
+#: How an operation ends whose time was cut short, and the reasons that leave open what Redis did.
+_WAITED = ("timeout", "pool-exhausted")
+_TIMEOUTS = ("timeout", "worker-busy", "given-up")
+
 
 class Lookout(Protocol):
     """Who knows what other workers of the host know."""
 
-    def look(self, operation: str = "") -> None:
-        """Read what is new, and have the breaker follow it.
+    def look(self) -> None:
+        """Read what is new, and have the breaker follow it."""
 
-        :param operation: the operation that is about to ask Redis, if one is.
-        """
+    def waits(self, operation: Operation) -> None:
+        """Take note that an operation has waited for half of its time."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is away as far as others know, though the breaker may not have followed."""
 
     def answered(self) -> None:
-        """Take note that Redis has answered the operation that looked last, or a later one."""
+        """Take note that Redis has answered one that waited, or a later one."""
 
 
 class Gate:
@@ -136,7 +144,7 @@ class Gate:
     def _acquire(self, name: str, probe: bool, now: float) -> Permit:
         """Ask the breaker, after a look at what other workers know if it is time for one."""
         if now >= self.look_at and self.host is not None:
-            self.host.look(name)
+            self.host.look()
         answer = self.breaker.try_acquire(probe=probe)
         if isinstance(answer, Refusal):
             raise self.refuse(name, answer)
@@ -184,12 +192,16 @@ class Gate:
         if not isinstance(exc, Exception):
             self.interrupted = True
         verdict = self._judge(exc)
-        if verdict.reason == "timeout" and operation.was_away:
+        if operation.given_up and verdict.reason in _WAITED:
+            verdict = GIVEN_UP
+            if self.host is not None:
+                self.host.look()  # nobody else may have followed what it had noticed
+        elif verdict.reason == "timeout" and operation.was_away:
             verdict = BUSY
         if isinstance(exc, RedisUnavailable) or verdict.reason is None:
             self._end(operation, verdict.outcome, exc)
             return exc
-        kind = RedisTimeout if verdict.reason in ("timeout", "worker-busy") else RedisUnavailable
+        kind = RedisTimeout if verdict.reason in _TIMEOUTS else RedisUnavailable
         error = kind(operation.name, verdict.reason)
         error.__cause__ = exc
         self._settle(operation, verdict.outcome, error, error.wait)
@@ -197,6 +209,25 @@ class Gate:
             error.wait(self.breaker.retry_after)
         self._report(operation, verdict.outcome, error)
         return error
+
+    def has_opened(self, operation: Operation, *, for_redis: bool) -> bool:
+        """Tell whether an operation that waits need not go on: its circuit has opened.
+
+        Nobody is told of a transition here, within an operation: that follows when it has ended.
+
+        :param operation: has waited for half of its time.
+        :param for_redis: whether it has waited for Redis.
+        """
+        breaker, permit, host = self._plain, operation.permit, self.host
+        if breaker is None or permit is None:
+            return False
+        if breaker.has_opened_since(permit):
+            return True
+        if host is None or permit is not breaker.shared:
+            return False
+        if for_redis:
+            host.waits(operation)
+        return host.is_away
 
     def abandon(self, operation: Operation) -> None:
         """End an operation in which nothing was asked."""

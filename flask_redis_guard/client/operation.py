@@ -96,6 +96,8 @@ class Operation:
     patience = 0.0
     #: Whether the breaker has been told how it ended; an operation has one outcome.
     settled = False
+    #: Whether it waits no more because its circuit has opened meanwhile.
+    given_up = False
     #: The error that broke one of its connections: nothing may be sent a second time then.
     broken: BaseException | None = None
     #: The last ``TRYAGAIN``: a slot on its way has some of the keys on each of two nodes.
@@ -149,10 +151,13 @@ class Operation:
         self.waited += counted
         self.away += elapsed - counted
 
-    def wait(self, ready: Callable[[float], object]) -> bool:
+    def wait(self, ready: Callable[[float], object], *, for_redis: bool = True) -> bool:
         """Wait until something is ready; who was woken late looks once more.
 
+        One that has waited for half of its time gives up where its circuit has opened meanwhile.
+
         :param ready: waits so many seconds at most, and tells whether it is ready.
+        :param for_redis: whether it is Redis that keeps it waiting, and not another caller.
         :returns: false when the time is used up.
         """
         while asked := self.next_part():
@@ -161,7 +166,16 @@ class Operation:
             self.count(began, asked, computing)
             if done:
                 return True
+            if 2 * self.waited >= self.allowance and self._may_give_up:
+                self.given_up = self.gate.has_opened(self, for_redis=for_redis)
+                if self.given_up:
+                    self.allowance = self.waited
         return bool(ready(0))
+
+    @property
+    def _may_give_up(self) -> bool:
+        """Whether its time is its own: not a blocking command's, nor shared by several servers."""
+        return not self.patience and not self._candidates and self.permit is not None
 
     @property
     def was_away(self) -> bool:

@@ -44,6 +44,8 @@ _MISUSE = Verdict(Outcome.NEUTRAL, None)
 _NOT_SENT = Verdict(Outcome.NEUTRAL, "not-sent")
 #: Of a timeout in an operation during most of which this process did not run.
 BUSY = Verdict(Outcome.NEUTRAL, "worker-busy")
+#: Of an operation whose circuit opened while it waited.
+GIVEN_UP = Verdict(Outcome.NEUTRAL, "given-up")
 _CROWDED = Verdict(Outcome.NEUTRAL, "max-clients")
 _SATURATED = Verdict(Outcome.NEUTRAL, "pool-exhausted")
 
@@ -141,7 +143,7 @@ def judge_replies(replies: Iterable[object]) -> Verdict:
 #: The reasons that say that Redis cannot serve; the others say something of this process.
 OUTAGES = frozenset(
     {row.verdict.reason for row in TABLE if row.verdict.outcome is Outcome.FAILURE}
-    | {"circuit-open"}
+    | {"circuit-open", "given-up"}
 )
 
 

@@ -213,6 +213,13 @@ class CircuitBreaker:
         self._announcer.deliver()
         return answer
 
+    def has_opened_since(self, permit: Permit) -> bool:
+        """Tell whether nobody may call Redis now, though somebody could when a permit was given."""
+        return permit.generation != self._generation and self._state in (
+            CircuitState.OPEN,
+            CircuitState.FORCED_OPEN,
+        )
+
     def settle(self, permit: Permit, outcome: Outcome, cause: Cause | None = None) -> None:
         """End a call. A permit of an earlier generation, or an expired one, changes nothing.
 

@@ -80,8 +80,12 @@ class WorkerState:
     failed_at: float = 0.0
     #: When the last operation began that Redis has answered.
     succeeded_at: float = 0.0
-    #: When the first operation began that Redis has not answered since; 0 if there is none.
+    #: How many of its operations have waited for half of their time, and when the first of these
+    #: began.
+    waiting: int = 0
     asked_at: float = 0.0
+    #: When one of these was answered last: Redis is slow, but there.
+    heard_at: float = 0.0
     #: Whether a thread of it can ask whether Redis is back.
     probes: bool = False
     #: When it was last heard of, and when it will be again at the latest.
@@ -95,12 +99,13 @@ class WorkerState:
         """Whether all of it can be true at a time."""
         times = (
             *(self.opened_at, self.proven_at, self.failing_since, self.failing_from),
-            *(self.failed_at, self.succeeded_at, self.beat_at, self.asked_at),
+            *(self.failed_at, self.succeeded_at, self.beat_at, self.asked_at, self.heard_at),
         )
         return (
             all(0.0 <= time <= now + AHEAD for time in times)
             and math.isfinite(self.due_at)
             and 0 <= self.failures < 1_000_000
+            and 0 <= self.waiting < 1_000_000
         )
 
     def is_fresh(self, now: float) -> bool:
@@ -200,10 +205,13 @@ def derive(
         and now - worker.failed_at <= window
     ]
     failures = sum(worker.failures for worker in failing)
-    if any(worker.failing_from < worker.failing_since for worker in failing):
-        # One has waited in vain for all of its time: the others need not do so too.
-        failures += sum(_waits(worker, now, timeout, answered) for worker in living)
     began = min((worker.failing_from for worker in failing), default=now)
+    heard = max([answered, *(worker.heard_at for worker in living)]) - REORDERED
+    if any(heard <= worker.failing_from < worker.failing_since for worker in failing):
+        # One has waited in vain for all of its time, in which Redis has answered nobody.
+        # Operations of other workers need not wait so long.
+        others = [worker for worker in living if worker not in failing]
+        failures += sum(_waiting(worker, now, timeout, answered) for worker in others)
     together = failures >= threshold and now - began >= SPAN
     return HostView(
         refusing=together,
@@ -217,13 +225,14 @@ def derive(
     )
 
 
-def _waits(worker: WorkerState, now: float, timeout: float, answered: float) -> bool:
-    """Whether a worker waits for an answer, for a time in which Redis has answered nobody."""
-    return (
+def _waiting(worker: WorkerState, now: float, timeout: float, answered: float) -> int:
+    """Count a worker's operations that wait, for a time in which Redis has answered nobody."""
+    waits = (
         worker.state is CircuitState.CLOSED
         and worker.asked_at >= max(answered - REORDERED, worker.succeeded_at)
         and timeout / 2 <= now - worker.asked_at <= 1.5 * timeout
     )
+    return worker.waiting if waits else 0
 
 
 def newest(commands: Iterable[OperatorCommand | None]) -> OperatorCommand | None:

@@ -42,7 +42,7 @@ EPOCH, COMMAND, RECORD = 0, 64, 64
 LOCKS, COMMAND_LOCK = 1 << 30, (1 << 30) + SLOTS
 _DIGEST = 16
 _LENGTH = struct.Struct("!H")
-_PULSE = struct.Struct("!dddd")
+_PULSE = struct.Struct("!dddIdd")
 _LOCK = struct.Struct("hhqqi0q")
 
 
@@ -54,8 +54,11 @@ class Pulse(NamedTuple):
     due_at: float = 0.0
     #: When its last operation began that Redis has answered.
     succeeded_at: float = 0.0
-    #: When the first operation began that Redis has not answered since.
+    #: How many operations have waited for half of their time, and when the first of them began.
+    waiting: int = 0
     asked_at: float = 0.0
+    #: When one of these was answered last.
+    heard_at: float = 0.0
 
 
 class SlotContent(NamedTuple):

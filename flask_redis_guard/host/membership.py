@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flask_redis_guard.client.gate import Gate
-from flask_redis_guard.client.transport.commands import BLOCKING
+from flask_redis_guard.client.operation import Operation
 from flask_redis_guard.core import hostview
 from flask_redis_guard.core.breaker import (
     ANOTHER_WORKER,
@@ -37,9 +37,6 @@ ALERT = 0.1
 STAGGER = 0.3
 #: Seconds before a worker that has no board looks for one again.
 AGAIN = 30.0
-
-#: Operations that may wait for something else than Redis, beside the commands that block.
-_WAITING = frozenset(("WAIT", "WAITAOF", "PIPELINE", "CONNECTION", "CONNECT", "MONITOR"))
 
 _NEVER = float("inf")
 _AWAY = (CircuitState.OPEN, CircuitState.HALF_OPEN)
@@ -106,6 +103,7 @@ class Membership:
         #: What this worker publishes of itself.
         self.own = OwnRecord(0, 0.0)
         self._pulse = Pulse()
+        self._waiting: dict[Operation, None] = {}  # in the order in which they began to be late
         self._seen = b""
         self._opener = HostView()  # what was thought when this worker opened for it
         self._joined_at = 0.0
@@ -208,11 +206,8 @@ class Membership:
 
     # -- looking ---------------------------------------------------------------------------------
 
-    def look(self, operation: str = "") -> None:
-        """Read what is new, and follow it.
-
-        :param operation: the operation that is about to ask Redis, if one is.
-        """
+    def look(self) -> None:
+        """Read what is new, and follow it."""
         if not self.joined and not self.join():
             return
         now, _ = time.monotonic(), self.breaker.state  # which may change by time alone
@@ -221,45 +216,62 @@ class Membership:
             if self._board is None:
                 return
             try:
-                self._note_asking(self._board, operation, now)
-                steps = self._read(self._board, now)
+                self._say(self._board)
+                self._read(self._board, now)
+                steps = self._decide()
             except _UNUSABLE as error:
                 self._lose(error)
                 return
         for step in steps:  # outside the lock: they tell others
             step()
 
-    def _note_asking(self, board: Board, operation: str, now: float) -> None:
-        """Publish when this worker was answered last, and since when it waits for an answer."""
-        pulse = self._pulse._replace(succeeded_at=self._gate.succeeded)
-        asks = operation and self._state is CircuitState.CLOSED and _is_quick(operation)
-        if asks and (not pulse.asked_at or pulse.asked_at <= pulse.succeeded_at):
-            pulse = pulse._replace(asked_at=now)
-            self._gate.curious = True
+    def _say(self, board: Board) -> None:
+        """Publish when this worker was answered last, and how many operations wait for that."""
+        self._waiting = {each: None for each in self._waiting if not each.settled}
+        pulse = self._pulse._replace(
+            succeeded_at=self._gate.succeeded,
+            waiting=len(self._waiting),
+            asked_at=min((each.started for each in self._waiting), default=0.0),
+        )
         if pulse != self._pulse:
             self._pulse = pulse
             board.pulse(pulse)
 
-    def answered(self) -> None:
-        """Publish that this worker waits no more."""
-        self._gate.curious = False
+    def waits(self, operation: Operation) -> None:
+        """Publish that an operation has waited for half of its time, and read what is new."""
+        self._gate.curious = True
         with self._lock:
-            board = self._board
-            if board is None or not self.joined:
+            if self._board is None or not self._is_shared:
                 return
-            self._pulse = self._pulse._replace(succeeded_at=self._gate.succeeded, asked_at=0.0)
+            self._waiting[operation] = None
             try:
-                board.pulse(self._pulse)
+                self._say(self._board)
+                self._read(self._board, time.monotonic())
             except _UNUSABLE as error:
                 self._lose(error)
 
-    def _read(self, board: Board, now: float) -> list[Callable[[], object]]:
+    @property
+    def is_away(self) -> bool:
+        """Whether the host refuses, as of the last look, and this worker is to follow."""
+        return self.view.refusing and self._is_shared and self._state is CircuitState.CLOSED
+
+    def answered(self) -> None:
+        """Publish that Redis has answered."""
+        self._gate.curious = False
+        with self._lock:
+            if self._board is None or not self.joined:
+                return
+            self._pulse = self._pulse._replace(heard_at=time.monotonic())
+            try:
+                self._say(self._board)
+            except _UNUSABLE as error:
+                self._lose(error)
+
+    def _read(self, board: Board, now: float) -> None:
         epoch = board.epoch()
-        if epoch == self._seen and self._is_quiet:
-            return []
-        self._seen = epoch
-        self.view = self._derive(board, now)
-        return self._decide()
+        if epoch != self._seen or not self._is_quiet:
+            self._seen = epoch
+            self.view = self._derive(board, now)
 
     def _derive(self, board: Board, now: float) -> HostView:
         self._note_state(now)
@@ -334,7 +346,6 @@ class Membership:
         now = time.monotonic()
         with self._lock:
             own, count = self.own, self.breaker.failure_count
-            self._pulse = self._pulse._replace(asked_at=0.0)
             if count and self._state is CircuitState.CLOSED and not self._gate.in_outage_of_test:
                 if count == 1 or not own.failures or self._was_answered(own.failing_since):
                     late = self._gate.timeout if failure.error.reason == "timeout" else 0.0
@@ -514,12 +525,6 @@ class Membership:
         return self.joined and not self._gate.in_outage_of_test
 
 
-def _is_quick(operation: str) -> bool:
-    """Whether Redis answers an operation at once, if it is well."""
-    name = operation.upper()
-    return name not in BLOCKING and name not in _WAITING and "SUBSCRIBE" not in name
-
-
 def state_of(found: SlotContent) -> WorkerState:
     """Return what a slot says; one that makes no sense counts as dead."""
     record, pulse = found.record, found.pulse
@@ -536,6 +541,8 @@ def state_of(found: SlotContent) -> WorkerState:
             failing_from=float(record["failing_from"]),
             failed_at=float(record["failed_at"]),
             succeeded_at=pulse.succeeded_at,
+            waiting=pulse.waiting,
+            heard_at=pulse.heard_at,
             asked_at=pulse.asked_at,
             probes=record["probes"] is True,
             beat_at=pulse.beat_at,

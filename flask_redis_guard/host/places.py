@@ -20,7 +20,7 @@ from pathlib import Path
 FOLDER = "flask-redis-guard"
 SUFFIX = ".board"
 #: Another layout of the file has another number, so that versions do not read one another.
-LAYOUT = 1
+LAYOUT = 2
 #: Seconds after which a board that no process has open is removed.
 OLD = 86_400.0
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from flask_redis_guard.client.outcomes import BUSY, TABLE
+from flask_redis_guard.client.outcomes import BUSY, GIVEN_UP, TABLE
 from flask_redis_guard.config import Settings
 from flask_redis_guard.core.breaker import Outcome
 
@@ -49,7 +49,7 @@ def test_every_reason_is_documented_with_whether_it_counts() -> None:
     words = ("yes", "no", "partly")
     documented = {name: text for name, text in rows("operations.md").items() if text in words}
     outcomes: dict[str, set[bool]] = {}
-    for verdict in (*(row.verdict for row in TABLE), BUSY):
+    for verdict in (*(row.verdict for row in TABLE), BUSY, GIVEN_UP):
         if verdict.reason is not None:
             counts = verdict.outcome is Outcome.FAILURE
             outcomes.setdefault(verdict.reason, set()).add(counts)

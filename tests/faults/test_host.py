@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tests.support import RedisServer, eventually
+from tests.support import Proxy, RedisServer, eventually
 from tests.support.hosts import HostSetup
 
 #: Seconds between recovery checks and their jitter, and room for a busy machine.
@@ -68,3 +68,41 @@ def test_worker_that_is_cut_off_alone_takes_nobody_along(own_server: RedisServer
         while time.monotonic() < end:
             assert host[0].ask() == host[2].ask() == "served"
             time.sleep(0.02)
+
+
+def test_one_that_is_not_answered_opens_nobody_who_is_answered_late(
+    own_server: RedisServer,
+) -> None:
+    with (
+        Proxy(own_server.port) as slow,
+        Proxy(own_server.port) as hung,
+        HostSetup(slow.url, 6) as host,
+    ):
+        for worker in host.workers:
+            assert worker.ask() == "served"
+        host[0](f"client.connection_pool.connection_kwargs.update(port={hung.port})")
+        host[0]("client.connection_pool.reset()")
+        assert host[0].ask() == "served"
+        hung.hang()
+        slow.delay(0.16)  # there and back again: all wait for more than half of their time
+        for worker in host.workers[1:]:
+            worker.send("[ask() for _ in range(6)]")
+        time.sleep(0.1)
+        # Its time is used up while all the others wait for their second answer.
+        assert host[0].ask() == "timeout"
+        for worker in host.workers[1:]:
+            assert worker.receive() == ["served"] * 6
+
+
+def test_who_waits_in_vain_gives_up_when_all_refuse(own_server: RedisServer) -> None:
+    with HostSetup(own_server.url, 5) as host:
+        for worker in host.workers:
+            assert worker.ask() == "served"
+        own_server.pause()
+        host[0].send("ask()")
+        time.sleep(0.1)
+        for worker in host.workers[1:]:
+            worker.send("ask()")
+        assert host[0].receive() == "timeout"
+        assert [worker.receive() for worker in host.workers[1:]] == ["given-up"] * 4
+        assert host.states() == ["open"] * 5

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.support import GunicornApp, RedisServer, eventually
 
 APP = """
 import os
+import time
 from flask import Flask, jsonify
 from flask_redis_guard import RedisGuard, RedisUnavailable
 
@@ -26,6 +29,11 @@ def index():
     except RedisUnavailable as error:
         return f"{os.getpid()} {error.reason}"
     return f"{os.getpid()} served"
+
+@app.get("/nap")
+def nap():
+    time.sleep(0.1)  # meanwhile others are asked, too
+    return index()
 
 @app.get("/workers")
 def workers():
@@ -77,6 +85,56 @@ def test_after_the_first_of_eight_has_opened_none_asks(
         own_server.start()
         eventually(lambda: all(ask(app)[1] == "served" for _ in range(24)), 4, "all are served")
         assert "Traceback" not in app.log()
+
+
+#: How each kind of worker is started, so many at a time.
+MODELS = {"sync": None, "gthread": 4, "gevent": None}
+
+
+def at_once(app: GunicornApp, path: str, pauses: list[float]) -> list[str]:
+    """What becomes of requests that are sent after so many seconds each, whoever is answered."""
+    with ThreadPoolExecutor(len(pauses)) as threads:
+        began = time.monotonic()
+
+        def send(pause: float) -> str:
+            time.sleep(max(0.0, began + pause - time.monotonic()))
+            return app.get(path, timeout=30).text
+
+        return list(threads.map(send, pauses))
+
+
+def lost(server: RedisServer, kind: str, workers: int, seconds: float) -> list[str]:
+    """How each of 50 requests a second ends, from the moment at which Redis hangs."""
+    app = GunicornApp(
+        APP, worker_class=kind, workers=workers, threads=MODELS[kind], env={"REDIS_URL": server.url}
+    )
+    with app:
+        seen: set[str] = set()
+
+        def warm() -> bool:
+            seen.update(answer.split()[0] for answer in at_once(app, "/nap", [0.0] * 40))
+            return len(seen) == workers
+
+        eventually(warm, 20, "all have met Redis")
+        server.pause()
+        pauses = [number / 50 for number in range(int(50 * seconds))]
+        return [answer.split()[1] for answer in at_once(app, "/", pauses)]
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("kind", MODELS)
+def test_eight_lose_at_most_twice_as_many_to_a_timeout_as_one(
+    own_server: RedisServer, kind: str
+) -> None:
+    with RedisServer() as other, ThreadPoolExecutor(2) as both:
+        one = both.submit(lost, own_server, kind, 1, 2.5)
+        eight = both.submit(lost, other, kind, 8, 2.5)
+        alone, together = Counter(one.result()), Counter(eight.result())
+    assert 4 <= alone["timeout"] <= 8, alone
+    assert together["timeout"] <= 2 * alone["timeout"], (alone, together)
+    # Those that were on their way give up as soon as all refuse.
+    assert set(alone) | set(together) == {"timeout", "given-up", "circuit-open"}
+    assert together["given-up"] <= 32, together  # 25 come within one timeout
 
 
 def living(app: GunicornApp) -> list[dict[str, object]]:

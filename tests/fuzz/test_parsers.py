@@ -329,7 +329,8 @@ def test_garbage_on_a_board_is_nothing(garbage: bytes, place: int) -> None:
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-PULSES = st.tuples(*[st.floats() | st.floats(0, 2000)] * 4).map(lambda four: Pulse(*four))
+CLOCKS = st.floats() | st.floats(0, 2000)
+PULSES = st.builds(Pulse, CLOCKS, CLOCKS, CLOCKS, st.integers(0, 2**32 - 1), CLOCKS, CLOCKS)
 
 
 @fuzzed

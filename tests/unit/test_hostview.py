@@ -112,15 +112,23 @@ def test_those_who_wait_in_vain_too_count_with_the_first_timeout() -> None:
         failed_at=NOW,
         succeeded_at=NOW - 2,
     )
-    waiting = [worker(slot, asked_at=NOW - 0.3) for slot in range(1, 5)]
+    waiting = [worker(slot, waiting=1, asked_at=NOW - 0.3) for slot in range(1, 5)]
     assert view(failed, *waiting).refusing
+    assert view(failed, replace(waiting[0], waiting=4)).refusing
+    assert not view(replace(failed, waiting=9, asked_at=NOW - 0.3)).refusing  # as it would alone
+    # Slow, but not away: one that began after the first that failed has been answered.
+    slow = worker(7, succeeded_at=NOW - 0.32)
+    assert not view(failed, slow, *waiting).refusing
+    assert not view(
+        failed, worker(7, succeeded_at=NOW - 0.6, heard_at=NOW - 0.3), *waiting
+    ).refusing
     assert not view(failed, *waiting[1:]).refusing
-    assert not view(*waiting, worker(6, asked_at=NOW - 0.4)).refusing  # nobody has failed yet
+    assert not view(*waiting, replace(waiting[0], slot=6)).refusing  # nobody has failed yet
     refused = replace(failed, failing_from=NOW)  # at once: that says nothing of who waits
     assert not view(refused, *waiting).refusing
     for odd in (
         {"asked_at": NOW - 0.2},  # not for long
-        {"asked_at": NOW - 0.9},  # for something else
+        {"asked_at": NOW - 0.9},  # it has stopped
         {"succeeded_at": NOW - 0.2},
         {"state": CircuitState.DISABLED},
         {"alive": False},
@@ -153,7 +161,9 @@ STATES = st.builds(
     failing_from=TIMES,
     failed_at=TIMES,
     succeeded_at=TIMES,
+    waiting=st.integers(-1, 9),
     asked_at=TIMES,
+    heard_at=TIMES,
     probes=st.booleans(),
     beat_at=TIMES,
     due_at=TIMES,

@@ -379,7 +379,7 @@ class GuardedPool(ConnectionPool):
             return turn.connection is not None
 
         try:
-            operation.wait(ready)
+            operation.wait(ready, for_redis=False)
         except BaseException:
             self._withdraw(turn)
             if turn.connection is not None:

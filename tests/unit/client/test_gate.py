@@ -42,3 +42,38 @@ def test_what_a_replaced_primary_answered_is_refused() -> None:
     assert caught.value.reason == "failover"
     assert gate.breaker.state is CircuitState.CLOSED
     assert operation.settled
+
+
+@pytest.mark.parametrize(
+    ("waited", "opened", "given_up"), [(0.25, True, True), (0.2, True, False), (0.25, False, False)]
+)
+def test_whose_circuit_opens_waits_no_more_than_half_of_its_time(
+    waited: float, opened: bool, given_up: bool
+) -> None:
+    gate = make()
+    operation = gate.begin("GET")
+    if opened:
+        gate.fail(gate.begin("SET"), redis_errors.TimeoutError("Timeout reading from socket"))
+    operation.waited = waited
+    looks = iter([False, True])
+    assert operation.wait(lambda _: next(looks))  # who gives up looks once more, too
+    assert operation.given_up is given_up
+    error = gate.fail(operation, redis_errors.TimeoutError("Timeout reading from socket"))
+    assert isinstance(error, RedisTimeout)
+    assert error.reason == ("given-up" if given_up else "timeout")
+    assert error.retry_after > 1
+
+
+@pytest.mark.parametrize("what", ["blocks", "probes"])
+def test_who_may_wait_longer_does(what: str) -> None:
+    gate = make()
+    if what == "probes":
+        gate.breaker.adopt(5)
+    operation = gate.begin("BLPOP", probe=what == "probes")
+    if what == "blocks":
+        operation.patience = 5.0
+        gate.breaker.adopt(5)
+    operation.waited = 0.4
+    looks = iter([False, True])
+    assert operation.wait(lambda _: next(looks))
+    assert not operation.given_up
