@@ -17,7 +17,7 @@ from flask_redis_guard import CircuitState, RedisGuard, RedisUnavailable
 from flask_redis_guard.testing import audit, outage
 from flask_redis_guard.testing.faults import KINDS, MEANINGS, Kind
 from flask_redis_guard.testing.framing import encode_reply, pack, reply_end, take_command
-from tests.support import Proxy, RedisServer, TLSIdentity
+from tests.support import Proxy, RedisServer, TLSIdentity, eventually, run_python
 
 #: What a client without the guard is told, and why the guard says that it cannot serve a write.
 TOLD: dict[Kind, tuple[type[Exception], str]] = {
@@ -258,6 +258,23 @@ def test_asynchronous_clients(redis_server: RedisServer) -> None:
     with outage(app):
         assert answer("/n").status_code == 500
     assert answer("/n").text == "2"
+
+
+def test_a_server_ends_with_the_process_that_it_is_for() -> None:
+    code = """
+    import os
+    from flask_redis_guard.testing.scratch import ScratchServer
+
+    child = os.fork()
+    if not child:
+        server = ScratchServer()
+        print(server._process.pid, server._directory, flush=True)
+        os._exit(0)  # as one that is killed
+    os.waitpid(child, 0)
+    """
+    number, directory = run_python(code).split()
+    eventually(lambda: not Path("/proc", number).exists())
+    eventually(lambda: not Path(directory).exists())
 
 
 def test_it_leaves_no_thread_and_no_socket(
