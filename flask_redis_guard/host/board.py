@@ -40,6 +40,8 @@ HEADER, SLOT = 4096, 4096
 EPOCH, COMMAND, RECORD = 0, 64, 64
 #: Where the locks are: bytes that do not exist.
 LOCKS, COMMAND_LOCK = 1 << 30, (1 << 30) + SLOTS
+#: What one worker tells for all is locked from here on.
+TELLING_LOCKS = COMMAND_LOCK + 1
 _DIGEST = 16
 _LENGTH = struct.Struct("!H")
 _PULSE = struct.Struct("!dddIdd")
@@ -202,6 +204,20 @@ class Board:
             yield
         finally:
             self._lock(COMMAND_LOCK, release=True)
+
+    @contextlib.contextmanager
+    def deciding(self, number: int) -> Iterator[bool]:
+        """Try to be the only one who decides something, and wait for nobody.
+
+        :param number: what.
+        :returns: whether it is; otherwise another process is about to.
+        """
+        free = self._lock(TELLING_LOCKS + number)
+        try:
+            yield free
+        finally:
+            if free:
+                self._lock(TELLING_LOCKS + number, release=True)
 
     def write_command(self, command: dict[str, Any]) -> None:
         """Write a command, within :meth:`commanding`.

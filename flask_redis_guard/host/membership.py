@@ -38,6 +38,9 @@ STAGGER = 0.3
 #: Seconds before a worker that has no board looks for one again.
 AGAIN = 30.0
 
+#: What a worker tells the world once for all, and which times of the others say that it is told.
+_MARKS = {"recovered": ("recovered_at", "proven_at"), "extended": ("extended_at",)}
+
 _NEVER = float("inf")
 _AWAY = (CircuitState.OPEN, CircuitState.HALF_OPEN)
 
@@ -482,30 +485,34 @@ class Membership:
     def tells(self, what: str, since: float) -> bool:
         """Whether this worker is to tell the world, because no other one has.
 
+        Workers that ask at the same time agree by a lock that none waits for: one that finds it
+        taken leaves it to the one that has it.
+
         :param what: ``recovered`` or ``extended``.
         :param since: the outage's beginning, on the monotonic clock.
         """
         if not self.joined or self._gate.in_outage_of_test:
             return True
-        marks = ("recovered_at", "proven_at") if what == "recovered" else ("extended_at",)
+        marks = _MARKS[what]
         with self._lock:
             board = self._board
             if board is None:
                 return True
             try:
-                told = any(
-                    found.record.get(mark, 0.0) >= since
-                    for found in board.read()
-                    for mark in marks
-                    if found.slot != board.slot
-                )
-                if not told:
-                    setattr(self.own, marks[0], time.monotonic())
-                    self._publish(board)
+                with board.deciding(list(_MARKS).index(what)) as mine:
+                    first = mine and not any(
+                        found.record.get(mark, 0.0) >= since
+                        for found in board.read()
+                        for mark in marks
+                        if found.slot != board.slot
+                    )
+                    if first:
+                        setattr(self.own, marks[0], time.monotonic())
+                        self._publish(board)
             except (*_UNUSABLE, TypeError) as error:
                 self._lose(error)
                 return True
-        return not told
+        return first
 
     # -- for the background check ----------------------------------------------------------------
 

@@ -5,56 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 from flask import Flask
 
-from flask_redis_guard import RedisGuard
+from flask_redis_guard import RedisGuard, runtime
+from flask_redis_guard.core.hostview import DISABLE, FORCE_OPEN, RESET
+from flask_redis_guard.host.operators import Operators
 from tests.support import RedisServer, eventually
-from tests.support.apps import ROOT, _environment
-from tests.support.hosts import HostSetup
-
-APP = """
-from flask import Flask
-from flask_redis_guard import RedisGuard
-
-app = Flask("hosted")
-RedisGuard(app)
-"""
-
-
-class Shell:
-    """Runs ``flask redis-guard`` as an operator of a host's app does."""
-
-    def __init__(self, host: HostSetup, url: str) -> None:
-        self._directory = host.directory
-        (host.directory / "hosted.py").write_text(APP)
-        self._env = _environment(
-            {
-                "REDIS_URL": url,
-                "REDIS_GUARD_HOST_STATE": str(host.board),
-                "USER": "carol",
-                "LOGNAME": "carol",
-            }
-        )
-
-    def __call__(self, *words: str) -> tuple[int, str]:
-        """Its exit code, and what it wrote."""
-        done = subprocess.run(
-            [sys.executable, "-m", "flask", "--app", "hosted", "redis-guard", *words],
-            cwd=self._directory,
-            env={**self._env, "PYTHONPATH": f"{ROOT}:{self._directory}"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        return done.returncode, done.stdout
+from tests.support.hosts import HostSetup, Shell
 
 
 @pytest.mark.parametrize("redis", ["up", "down", "hung"])
@@ -62,7 +23,7 @@ def test_commands_reach_all_workers_within_a_second(own_server: RedisServer, red
     with HostSetup(own_server.url, 3) as host:
         for worker in host.workers:
             assert worker.ask() == "served"
-        shell = Shell(host, own_server.url)
+        shell = Shell(host.directory, host.board, own_server.url)
         if redis == "down":
             own_server.kill()
         elif redis == "hung":
@@ -89,7 +50,7 @@ def test_commands_reach_all_workers_within_a_second(own_server: RedisServer, red
 def test_workers_that_come_later_follow_what_is_in_force(own_server: RedisServer) -> None:
     with HostSetup(own_server.url, 1) as host:
         assert host[0].ask() == "served"
-        shell = Shell(host, own_server.url)
+        shell = Shell(host.directory, host.board, own_server.url)
         assert shell("breaker", "force-open")[0] == 0
         host.file.unlink()  # what they know outlives the file
         eventually(lambda: list(host.board.glob("*.board")), 3, "the worker has made another one")
@@ -105,7 +66,7 @@ def test_workers_that_come_later_follow_what_is_in_force(own_server: RedisServer
 
 def test_shell_shows_all_workers_and_is_none(own_server: RedisServer) -> None:
     with HostSetup(own_server.url, 2) as host:
-        shell = Shell(host, own_server.url)
+        shell = Shell(host.directory, host.board, own_server.url)
         code, said = shell("workers")
         assert code == 1
         assert "No worker of this app" in said
@@ -128,3 +89,63 @@ def test_shell_shows_all_workers_and_is_none(own_server: RedisServer) -> None:
         assert f"process {host[0].pid}" in said
         assert f"process {host[1].pid}" not in said
         assert "last command: force-open, by carol" in said
+
+
+@pytest.fixture
+def operators(own_server: RedisServer) -> Iterator[tuple[HostSetup, Operators]]:
+    """Eight workers, and what commands them as the command line and the status page do."""
+    with HostSetup(own_server.url, 8, REDIS_GUARD_RECOVERY_INTERVAL=20) as host:
+        for worker in host.workers:
+            assert worker.ask() == "served"
+        app = Flask("hosted")
+        app.config.update(REDIS_URL=own_server.url, REDIS_GUARD_HOST_STATE=str(host.board))
+        RedisGuard(app)
+        membership = runtime.of(app).host
+        assert membership is not None
+        membership.look_on()
+        yield host, Operators(membership)
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("redis", ["up", "down", "hung"])
+def test_eight_workers_follow_each_command_within_a_second(
+    operators: tuple[HostSetup, Operators], own_server: RedisServer, redis: str
+) -> None:
+    host, all_workers = operators
+    if redis == "down":
+        own_server.kill()
+    elif redis == "hung":
+        own_server.pause()
+    for action, state in (
+        (FORCE_OPEN, "forced-open"),
+        (DISABLE, "disabled"),
+        (RESET, "closed"),
+    ):
+        began = time.monotonic()
+        done = all_workers.wait(all_workers.give(action, "test"), 3)
+        assert time.monotonic() - began <= 1
+        assert done == (8, 8)
+        states = set(host.states())
+        # A background check may have found out meanwhile what a reset had forgotten.
+        assert states == {state} or (action == RESET and redis != "up"), states
+
+
+def test_recovery_after_a_reset_is_told_once(
+    operators: tuple[HostSetup, Operators], own_server: RedisServer
+) -> None:
+    host, all_workers = operators
+    for _ in range(3):
+        before = sum(len(worker("recoveries")) for worker in host.workers)
+        own_server.kill()
+        for _ in range(5):
+            host[0].ask()
+        eventually(lambda: set(host.states()) == {"open"}, 2, "all have opened")
+        own_server.start()
+        command = all_workers.give(RESET, "test")
+        for worker in host.workers:  # it reaches all of them before any has asked
+            worker("part.look()")
+        assert all_workers.wait(command, 1) == (8, 8)
+        for worker in host.workers:
+            worker.send("ask()")
+        assert {worker.receive() for worker in host.workers} == {"served"}
+        assert sum(len(worker("recoveries")) for worker in host.workers) == before + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +187,45 @@ def test_another_user_can_neither_enter_nor_plant_a_board(own_server: RedisServe
         own = host.directory / "own"
         *found, _ = try_as(0, planted, link, wide, own)
         assert found == ["refused", "refused", "refused", "taken"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_can_do_nothing_to_a_board(own_server: RedisServer) -> None:
+    with HostSetup(own_server.url, 1) as host:
+        serve_all(host)
+        host.directory.chmod(0o755)  # so that it is the board's own directory that keeps him out
+        before = host.file.stat()
+        tried = run_python(
+            f"""
+            import os
+            os.setgroups([])
+            os.setresgid({NOBODY}, {NOBODY}, {NOBODY})
+            os.setresuid({NOBODY}, {NOBODY}, {NOBODY})
+            board, place = {str(host.file)!r}, {str(host.board)!r}
+            for what in (
+                lambda: os.listdir(place),
+                lambda: os.stat(board),
+                lambda: os.open(board, os.O_RDONLY),
+                lambda: os.open(board, os.O_RDWR),
+                lambda: os.truncate(board, 0),
+                lambda: os.chmod(board, 0o666),
+                lambda: os.chmod(place, 0o777),
+                lambda: os.chown(place, {NOBODY}, {NOBODY}),
+                lambda: os.unlink(board),
+                lambda: os.open(place + "/" + "0" * 32 + ".board", os.O_CREAT | os.O_RDWR),
+                lambda: os.symlink("/etc/passwd", place + "/" + "1" * 32 + ".board"),
+                lambda: os.rename(place, place + ".old"),
+                lambda: os.kill({host[0].pid}, 0),
+            ):
+                try:
+                    what()
+                    print("done")
+                except PermissionError:
+                    print("refused")
+            """
+        )
+        assert tried.split() == ["refused"] * 13
+        after = host.file.stat()
+        assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+        assert stat.S_IMODE(after.st_mode) == 0o600
+        assert [path.name for path in host.board.iterdir()] == [host.file.name]

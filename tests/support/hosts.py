@@ -22,7 +22,7 @@ SCRIPT = """
 import json, os, resource, socket, sys, threading, time, traceback
 import signal as signals
 from flask import Flask
-from flask_redis_guard import RedisGuard, RedisUnavailable, runtime
+from flask_redis_guard import RedisGuard, RedisUnavailable, redis_recovered, runtime
 from flask_redis_guard.events import Checked
 
 ALERTS = os.path.join(sys.argv[1], "alerts")
@@ -48,6 +48,9 @@ def serve(number):
         tried[0] += 1
 
     part.bus.subscribe(Checked, count)
+
+    recoveries = []
+    redis_recovered.connect(lambda *_, **__: recoveries.append(time.time()), app, weak=False)
 
     def ask():
         try:
@@ -228,3 +231,49 @@ class HostSetup:
         self._log.close()
         if error is not None:
             print(self.log())
+
+
+#: The app as a shell of its operator finds it.
+HOSTED = """
+from flask import Flask
+from flask_redis_guard import RedisGuard
+
+app = Flask("hosted")
+RedisGuard(app)
+"""
+
+
+class Shell:
+    """Runs ``flask redis-guard`` as an operator of an app named ``hosted`` does.
+
+    :param directory: where it runs.
+    :param board: where its workers share what they know.
+    :param url: of their Redis.
+    """
+
+    def __init__(self, directory: Path, board: Path, url: str) -> None:
+        self._directory = directory
+        (directory / "hosted.py").write_text(HOSTED)
+        self._env = _environment(
+            {
+                "REDIS_URL": url,
+                "REDIS_GUARD_HOST_STATE": str(board),
+                "USER": "carol",
+                "LOGNAME": "carol",
+            }
+        )
+
+    def __call__(self, *words: str) -> tuple[int, str]:
+        """Its exit code, and what it wrote."""
+        done = subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "hosted", "redis-guard", *words],
+            cwd=self._directory,
+            env={**self._env, "PYTHONPATH": f"{ROOT}:{self._directory}"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        return done.returncode, done.stdout

@@ -134,7 +134,7 @@ class SentinelPool(GuardedPool):
         else:
             super().give_back(connection)
 
-    def leave(self) -> None:
+    def retire_all(self) -> None:
         """Leave the primary of before: close what waits here, and wake who only listens there."""
         self.disconnect_idle()
         with self._lock:
