@@ -42,6 +42,16 @@ def limited():
     return "welcome"
 """
 
+OTHER_SITE = """
+from flask import Flask
+
+app = Flask("other")
+
+@app.get("/")
+def index():
+    return '<form method="post" enctype="text/plain"><input></form>'
+"""
+
 
 @pytest.fixture
 def app(own_server: RedisServer) -> Iterator[GunicornApp]:
@@ -207,6 +217,97 @@ def test_page_lists_the_processes_and_shows_the_chosen_one(
             )
             eventually(lambda p=process: f"process {p} on" in text(browser, "speaker"), 5)  # type: ignore[misc]
         assert console(browser) == []
+
+
+def workers(browser: WebDriver) -> list[str]:
+    """What the page says of the circuit of each worker."""
+    return [
+        str(state).partition(",")[0]
+        for state in browser.execute_script(
+            "return [...document.querySelectorAll('#workers tbody tr')]"
+            ".map(row => row.cells[1].innerText)"
+        )
+    ]
+
+
+def press(browser: WebDriver, action: str, *, sure: bool = True) -> None:
+    """Press one of the operator's buttons, and answer what the page asks then."""
+    browser.find_element(By.CSS_SELECTOR, f"#workers [data-action={action}]").click()
+    question = browser.switch_to.alert
+    assert "all workers of this host" in question.text
+    question.accept() if sure else question.dismiss()
+
+
+def test_operator_commands_all_workers_and_nobody_else_does(
+    browser: WebDriver, own_server: RedisServer
+) -> None:
+    env = {"REDIS_URL": own_server.url, "REDIS_GUARD_HEALTH_TOKEN": TOKEN}
+    with GunicornApp(APP, worker_class="sync", workers=2, env=env) as app:
+        open_page(browser, app)
+
+        def both_are(state: str) -> None:
+            def are() -> bool:
+                app.get("/limited")  # a worker takes its place with its first call
+                return workers(browser) == [state] * 2
+
+            eventually(are, 10, f"the page shows that both are {state}")
+
+        both_are("closed")
+        for action, state in (
+            ("force-open", "forced-open"),
+            ("disable", "disabled"),
+            ("reset", "closed"),
+        ):
+            press(browser, action)
+            said = f"{action} was sent to all workers of this host."
+            eventually(lambda said=said: text(browser, "commanded") == said, 3)  # type: ignore[misc]
+            both_are(state)
+            codes = {app.get("/").status_code for _ in range(12)}
+            assert codes == ({503} if action == "force-open" else {200})
+        press(browser, "force-open", sure=False)
+        assert console(browser) == []
+
+        # A page of the same site without the token; then one of another site, with the browser
+        # knowing the token: by script, and by a form, which asks nobody for leave.
+        status = browser.execute_async_script(
+            """
+            const [path, done] = arguments;
+            fetch(path, {
+              method: "POST", credentials: "omit", body: '{"action": "disable"}',
+              headers: {"Content-Type": "application/json", "X-Redis-Guard": "1"},
+            }).then(response => done(response.status));
+            """,
+            f"http://127.0.0.1:{app.port}/api/v1/health/breaker",
+        )
+        assert status == 401
+        address = f"http://operator:{TOKEN}@127.0.0.1:{app.port}/api/v1/health/breaker"
+        with GunicornApp(OTHER_SITE) as other:
+            browser.get(f"http://localhost:{other.port}/")
+            result = browser.execute_async_script(
+                """
+                const [address, done] = arguments;
+                fetch(address.replace(/operator:.*@/, ""), {
+                  method: "POST", credentials: "include", body: '{"action": "disable"}',
+                  headers: {"Content-Type": "application/json", "X-Redis-Guard": "1"},
+                }).then(() => done("sent"), () => done("refused"));
+                """,
+                address,
+            )
+            assert result == "refused"
+            browser.execute_script(
+                """
+                const form = document.forms[0];
+                form.action = arguments[0];
+                form.elements[0].name = '{"action": "disable", "x": "';
+                form.elements[0].value = '"}';
+                form.submit();
+                """,
+                address,
+            )
+            eventually(lambda: "Send it from the status page" in browser.page_source, 5)
+        open_page(browser, app)
+        both_are("closed")
+        browser.get_log("browser")  # type: ignore[no-untyped-call]
 
 
 def test_page_tells_when_the_application_is_gone(browser: WebDriver, app: GunicornApp) -> None:

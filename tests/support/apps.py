@@ -84,6 +84,9 @@ class GunicornApp:
     :param ready_path: asked until it answers, with whatever status.
     """
 
+    #: What it logs for each worker.
+    _booted = "Booting worker"
+
     def __init__(
         self,
         app: str | Path,
@@ -181,11 +184,49 @@ class GunicornApp:
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"gunicorn ended:\n{self.log()}"
-        if self.log().count("Booting worker") < self.workers:
+        assert self.process.poll() is None, f"it ended:\n{self.log()}"
+        if self.log().count(self._booted) < self.workers:
             return False
         try:
             self.get(self.ready_path)
         except (requests.ConnectionError, requests.Timeout):
             return False  # on a busy machine workers take long to import the application
         return True
+
+
+class UwsgiApp(GunicornApp):
+    """The same under uWSGI: workers that are forked off a master which has loaded the app.
+
+    :param app: source of a module that defines ``app``.
+    :param workers: how many processes.
+    :param arguments: of uWSGI: how each of them does several things at once.
+    :param env: added to the environment.
+    """
+
+    _booted = "spawned uWSGI worker"
+
+    def __init__(
+        self, app: str, *, workers: int, arguments: tuple[str, ...], env: Mapping[str, str]
+    ) -> None:
+        super().__init__(app, workers=workers, env=env)
+        self._command = [
+            *(str(Path(sys.executable).with_name("uwsgi")), "--module", "app_under_test:app"),
+            *("--chdir", str(self.directory), "--http-socket", f"127.0.0.1:{self.port}"),
+            *("--master", "--processes", str(workers), "--enable-threads", "--need-app"),
+            *("--die-on-term", "--worker-reload-mercy", "3", *arguments),
+            *("--touch-workers-reload", str(self._touched)),
+        ]
+
+    @property
+    def _touched(self) -> Path:
+        return self.directory / "reload"
+
+    def start(self) -> UwsgiApp:
+        """Start it and wait until every worker was booted and the first request is answered."""
+        self._touched.touch()
+        super().start()
+        return self
+
+    def reload(self) -> None:
+        """Have all workers end what they do, and the master fork others."""
+        os.utime(self._touched, (0, os.stat(self._touched).st_mtime + 2))
