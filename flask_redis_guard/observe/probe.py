@@ -138,8 +138,23 @@ class _Circuit:
         self.write_again_at = 0.0
         #: Whether other workers of the host are served, as of the last turn.
         self.alone = False
+        #: Seconds after which the last check had its first answer.
+        self.answered_after = 0.0
         #: Whether the server refuses the write, and the failure was one that only a write shows.
         self.blind = False
+
+    def insist(self, ask: Callable[[], object], began: float, *, once: bool) -> None:
+        """Ask, and where that is to prove a recovery ask some more.
+
+        :param began: monotonic time since which the first answer is waited for.
+        """
+        ask()
+        self.answered_after = time.monotonic() - began
+        ends = time.monotonic() + WITHIN
+        for _ in range(0 if once else IN_A_ROW - 1):
+            if time.monotonic() >= ends:
+                return
+            ask()
 
 
 class Monitor:
@@ -238,7 +253,8 @@ class Monitor:
         started = time.monotonic()
         answers = [self._ask(circuit) for circuit in circuits]  # each breaker has to know
         healthy = all(answers)
-        latency = round((time.monotonic() - started) * 1000, 3) if healthy else None
+        took = sum(circuit.answered_after for circuit in circuits)
+        latency = round(took * 1000, 3) if healthy else None
         self._last = checked = Checked(healthy, latency, started)
         self._bus.emit(checked)
         return checked
@@ -256,12 +272,14 @@ class Monitor:
         return True
 
     def _probe(self, circuit: _Circuit) -> None:
-        target, closed = circuit.target, circuit.target.breaker.state is CircuitState.CLOSED
+        target, state, began = circuit.target, circuit.target.breaker.state, time.monotonic()
+        closed = state is CircuitState.CLOSED
+        once = closed or state is CircuitState.DISABLED
         if not closed:
             target.prepare()
         if time.monotonic() >= circuit.write_again_at:
             try:
-                _insist(lambda: target.write(self._key, PROBE_TTL), once=closed)
+                circuit.insist(lambda: target.write(self._key, PROBE_TTL), began, once=once)
             except NoPermissionError:
                 circuit.write_again_at = time.monotonic() + WRITE_AGAIN
                 self._complain()
@@ -270,7 +288,7 @@ class Monitor:
                 return
         try:
             if closed or not self._of_writes:
-                _insist(target.ping, once=closed)
+                circuit.insist(target.ping, began, once=once)
                 return
         except NoPermissionError:
             if closed:
@@ -477,12 +495,3 @@ class Monitor:
     def _patience(self) -> float:
         """Seconds by which a check may be late until nobody waits for it any more."""
         return 2 * self._gate.timeout + 1.0
-
-
-def _insist(ask: Callable[[], object], *, once: bool) -> None:
-    """Ask, and where that is to prove a recovery ask some more."""
-    ends = time.monotonic() + WITHIN
-    for _ in range(1 if once else IN_A_ROW):
-        ask()
-        if time.monotonic() >= ends:
-            return

@@ -163,6 +163,22 @@ def test_server_that_answers_now_and_then_is_not_taken_for_a_recovered_one(
         eventually(story.served)
 
 
+def test_latency_is_that_of_one_answer_also_where_several_were_asked_for(
+    own_server: RedisServer,
+) -> None:
+    with Proxy(own_server.port) as proxy:
+        proxy.delay(0.015)  # either way: four writes fit into the time of a check
+        story = Story(proxy.url, REDIS_GUARD_RECOVERY_INTERVAL=0.05)
+        assert story.served()
+        proxy.cut_each(1, 1)
+        story.open()
+        story.checks.clear()
+        proxy.cut_each(10**9, 10**9)
+        eventually(story.served)
+    latencies = [check.latency_ms for check in story.checks if check.latency_ms is not None]
+    assert 30 <= min(latencies) < 90, latencies
+
+
 def test_user_without_the_right_to_write_is_not_told_a_recovery_that_only_a_ping_saw() -> None:
     acl = ["user app on nopass ~data:* +@all"]
     with RedisServer(acl=acl) as server:
