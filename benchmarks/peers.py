@@ -30,7 +30,6 @@ def guarded_app(url: str, **settings: Any) -> tuple[Flask, RedisGuard]:
     app = Flask("guarded")
     app.config.update(
         REDIS_URL=url,
-        SECRET_KEY="bench",
         ENVIRONMENT="production",
         REDIS_GUARD_HEALTH_CHECK_INTERVAL=0,
         **settings,
@@ -121,7 +120,7 @@ def unlimited(app: Flask, url: str, quotas: list[Quota]) -> None:
 
 def ours(app: Flask, url: str, quotas: list[Quota]) -> None:
     """Limit the view with this package."""
-    app.config.update(REDIS_URL=url, SECRET_KEY="bench", ENVIRONMENT="production")
+    app.config.update(REDIS_URL=url, ENVIRONMENT="production")
     RedisGuard(app)
     text = ";".join(f"{amount}/{UNITS[seconds]}" for amount, seconds in quotas)
     app.add_url_rule("/", "ping", rate_limited(text, key=client_id)(ping))

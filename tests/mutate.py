@@ -350,7 +350,7 @@ def caught_by(mutant: Mutant, directory: Path) -> dict[str, float | None]:
     """
     copy_to(directory)
     mutant.apply(directory / "flask_redis_guard")
-    return {test: _seconds_to_fail([test], directory) for test in mutant.tests}
+    return {test: _failure([test], directory)[0] for test in mutant.tests}
 
 
 def copy_to(directory: Path) -> None:
@@ -364,7 +364,8 @@ def copy_to(directory: Path) -> None:
             shutil.copy(source, target)
 
 
-def _seconds_to_fail(tests: Sequence[str], directory: Path) -> float | None:
+def _failure(tests: Sequence[str], directory: Path) -> tuple[float | None, str]:
+    """Return the seconds after which one of some tests failed, if it did, and what it said."""
     began = time.monotonic()
     # Coming back with 1: a test has failed. Anything else but 0 tells nothing of the mutant.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
@@ -381,7 +382,7 @@ def _seconds_to_fail(tests: Sequence[str], directory: Path) -> float | None:
         took = time.monotonic() - began
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{tests} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-    return took if done.returncode else None
+    return took if done.returncode else None, done.stdout
 
 
 def main(*wanted: str) -> int:
@@ -393,8 +394,9 @@ def main(*wanted: str) -> int:
     with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
         copy_to(Path(directory))
         tests = sorted({test for mutant in chosen for test in mutant.tests})
-        if _seconds_to_fail(tests, Path(directory)) is not None:
-            raise SystemExit("these tests fail without any mutant")
+        seconds, said = _failure(tests, Path(directory))
+        if seconds is not None:
+            raise SystemExit(f"{said[-4000:]}\nthis fails without any mutant")
     for mutant in chosen:
         with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
             found = caught_by(mutant, Path(directory))

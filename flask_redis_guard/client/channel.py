@@ -1,8 +1,8 @@
 """Round trips that callers share.
 
 A caller that finds nothing in flight sends at once. Callers that come while a round trip is under
-way form the next batch, which the first of them sends when a round trip has ended: nobody waits for
-a timer, and one caller alone pays next to nothing for it.
+way form the next batch, which the first of them sends when a round trip has ended, or the last of
+them when they are many: nobody waits for a timer, and one caller alone pays next to nothing for it.
 
 Each keeps its own time, permit, outcome and error. One member of a batch *drives* it: it writes and
 reads for all. If its time is used up, or it is killed, another member goes on exactly where it
@@ -51,6 +51,10 @@ SLOW: Final = 0.005
 #: same host may have answered before a greenlet comes to wait: then none would meet another.
 LOOK_AROUND: Final = 32
 
+#: So many that wait form a batch of their own while others are on their way: the server works on
+#: one half of the callers while this process works for the other.
+MEANWHILE: Final = 32
+
 #: Commands in a batch: they keep a server busy for less than a millisecond.
 BATCH: Final = 128
 
@@ -93,8 +97,10 @@ class Call:
 
     def hint(self) -> None:
         """Let the caller look whether there is something to do."""
-        with contextlib.suppress(RuntimeError, ValueError):  # not looked yet since the last
+        try:  # noqa: SIM105 - contextlib.suppress() costs more than what it would stand around
             self.wake.release()
+        except (RuntimeError, ValueError):
+            pass  # it has not looked yet since the last
 
     def result(self) -> Any:
         """Return the reply; an error as an exception.
@@ -197,7 +203,10 @@ class Channel:
             return True
         if call.batch is not None:
             return not call.batch.is_driven
-        return not call.taken and len(self._in_flight) < self._lanes
+        if call.taken:
+            return False
+        busy, lanes = len(self._in_flight), self._lanes
+        return busy < lanes or (busy == lanes < self._far and len(self._waiting) >= MEANWHILE)
 
     def _go_on(self, call: Call) -> None:
         if call.batch is None:
@@ -277,8 +286,10 @@ class Channel:
                 self._wake_next()
 
     def _wake_next(self) -> None:
-        with contextlib.suppress(IndexError):  # somebody took it meanwhile
+        try:  # noqa: SIM105 - as above
             self._waiting[0].hint()
+        except IndexError:
+            pass  # somebody took it meanwhile
 
 
 class Batch:

@@ -104,6 +104,7 @@ class _Subject:
 
     example: Example
     healthy_status: int = 0
+    healthy_leads_to: str = ""
     uses_redis: bool = False
     is_login: bool = False
     #: How many calls of one client were admitted, if the next one was refused.
@@ -205,7 +206,7 @@ class _Audit:
             return Skipped(example.title, f"needs an example: it answers {status}")
         if status >= 400:
             self._notes.append(f"{example.title} answers {status} with a healthy Redis, too")
-        subject = _Subject(example, status, is_login=is_login(self._app, example))
+        subject = _Subject(example, status, call.leads_to, is_login=is_login(self._app, example))
         subject.uses_redis = self._asked > before
         if subject.uses_redis:
             self._use_up(subject)
@@ -435,6 +436,7 @@ def _works(subject: _Subject, call: Attempt, kind: Kind) -> bool:
     return (
         kind in _NOTHING_STORED
         and call.status == subject.healthy_status
+        and call.leads_to == subject.healthy_leads_to  # and not back to the form
         and subject.healthy_status < 400
     )
 

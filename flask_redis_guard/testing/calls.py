@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from flask import Flask, got_request_exception
 from flask.testing import FlaskClient
@@ -58,6 +59,8 @@ class Attempt(threading.Thread):
         self._done: queue.SimpleQueue[Attempt] | None = None
         self._errors: list[BaseException] = []
         self.status: int | None = None
+        #: The path to which a response leads on.
+        self.leads_to = ""
         #: Seconds until the response, or until it was given up.
         self.seconds = 0.0
         #: Where it waits, if it was given up.
@@ -86,6 +89,7 @@ class Attempt(threading.Thread):
                 finally:
                     response.close()
                 self.status = response.status_code
+                self.leads_to = urlsplit(response.headers.get("Location", "")).path
                 if self.status >= 400 or self.hangs:
                     break
                 self.served += 1

@@ -21,6 +21,11 @@ from flask_redis_guard.testing.wire import ServerUpstream
 
 #: Seconds that a server may take to start.
 _START_SECONDS: Final = 15.0
+#: Becomes the server, and leaves somebody behind who ends it when the pipe to this process breaks:
+#: this process may be killed.
+_UNTIL_WE_END: Final = (
+    'exec 3<&0; (read -r _ <&3 || { kill -9 $$; rm -rf "$0"; }) & exec "$@" 3<&- </dev/null'
+)
 #: Of REPLICAOF: nobody answers there, so the replica waits for a primary for ever.
 _NO_PRIMARY: Final = (b"127.0.0.1", b"1")
 
@@ -63,10 +68,11 @@ class ScratchServer:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - a program from PATH, as asked for
                 [
+                    *("/bin/sh", "-c", _UNTIL_WE_END, str(self._directory)),
                     *(program, "--port", "0", "--unixsocket", self._path, "--save", ""),
                     *("--dir", str(self._directory), "--databases", "256", "--appendonly", "no"),
                 ],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -115,7 +121,7 @@ class ScratchServer:
         process = getattr(self, "_process", None)
         if process is not None:
             process.kill()
-            process.wait()
+            process.communicate(b"\n")
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _run(self, *words: bytes) -> bytes:

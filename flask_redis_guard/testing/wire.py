@@ -7,6 +7,7 @@ fault says: real sockets that refuse, fall silent, are late, answer with errors 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -427,6 +428,9 @@ def _interpose() -> None:
     kind = redis.asyncio.connection.Connection
     _replaced[kind] = vars(kind)[_CONNECT]
     setattr(kind, _CONNECT, _detoured_async(_replaced[kind]))
+    kind = redis.asyncio.connection.UnixDomainSocketConnection
+    _replaced[kind] = vars(kind)[_CONNECT]
+    setattr(kind, _CONNECT, _detoured_async_path(_replaced[kind]))
     GuardedConnection.detour = staticmethod(_detour_guarded)
 
 
@@ -488,6 +492,20 @@ def _detoured_async(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return _connect
 
 
+def _detoured_async_path(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @functools.wraps(original)
+    async def _connect(self: Any) -> None:
+        address = _led(self, functools.partial(_connect_to, self.path, 10))
+        if address is None:
+            await original(self)
+            return
+        self._reader, self._writer = await asyncio.wait_for(
+            asyncio.open_connection(*address), self.socket_connect_timeout
+        )
+
+    return _connect
+
+
 def _connect_as(arguments: Any) -> Any:
     """Connect as asyncio would, for a relay's thread."""
     sock = socket.create_connection((arguments["host"], arguments["port"]), 10)
@@ -508,14 +526,23 @@ def _connect_guarded(connection: Any) -> Any:
     """Connect as the guard would, for a relay's thread."""
     seconds = connection.gate.timeout
     if hasattr(connection, "path"):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(seconds)
-        sock.connect(connection.path)
-    else:
-        sock = socket.create_connection((connection.host, connection.port), seconds)
+        return _connect_to(connection.path, seconds)
+    sock = socket.create_connection((connection.host, connection.port), seconds)
     if not isinstance(connection, CertifiedConnection):
         return sock
     return connection.context.wrap_socket(sock, server_hostname=connection.host)
+
+
+def _connect_to(path: str, seconds: float) -> socket.socket:
+    """Connect to a socket in the file system, for a relay's thread."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 # -- connections that are open already ---------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,8 @@ def _transaction(client: Any) -> Any:
 
 
 def _locked(client: Any) -> Any:
-    lock = client.lock("lock:1", timeout=30)
+    # Of its own: one that an earlier fault kept from being released would be waited for.
+    lock = client.lock(f"lock:{secrets.token_hex(4)}", timeout=30, thread_local=False)
     lock.acquire()
     return lock
 

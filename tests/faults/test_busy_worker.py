@@ -47,7 +47,7 @@ APP = """
 
     @app.get("/block")
     def block():
-        compute(2)
+        compute(1.2)
         return "done"
 """
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from flask_redis_guard import RedisUnavailable
-from flask_redis_guard.client.channel import Batch, Call, Channel
+from flask_redis_guard.client.channel import MEANWHILE, Batch, Call, Channel
 from flask_redis_guard.client.script import Script
 from tests.support import Proxy, RedisServer
 from tests.support.guarded import NEVER_OPENS, Guarded
@@ -167,6 +167,25 @@ def test_a_reply_that_came_while_its_caller_slept_is_returned(guarded: Guarded) 
     channel._in_flight.update({_call(guarded, b"other").operation: None for _ in range(99)})
     call.done, call.reply = True, b"slept"  # though it was not told in which batch it is
     assert channel._wait(call)
+
+
+def test_many_who_wait_do_not_wait_for_others_on_their_way(guarded: Guarded) -> None:
+    channel = guarded.client.channel
+    calls = [_call(guarded, b"%d" % number) for number in range(MEANWHILE)]
+    others = [_call(guarded, b"other").operation for _ in range(channel._far)]
+    channel._lanes = channel._usual
+    channel._in_flight.update(dict.fromkeys(others[: channel._usual]))
+    channel._waiting.extend(calls[:-1])
+    assert not channel._has_turn(calls[0])
+    channel._waiting.append(calls[-1])
+    assert channel._has_turn(calls[-1])
+    channel._go_on(calls[-1])
+    assert [call.reply for call in calls] == [b"%d" % number for number in range(MEANWHILE)]
+    # Where each has a connection of its own there may be none for such a batch.
+    channel._lanes = channel._far
+    channel._in_flight.update(dict.fromkeys(others))
+    channel._waiting.extend(_call(guarded, b"more") for _ in range(MEANWHILE))
+    assert not channel._has_turn(channel._waiting[-1])
 
 
 def test_one_that_never_was_answered_tells_nothing_of_the_network() -> None:

@@ -175,7 +175,9 @@ def test_places_on_other_nodes_are_renewed_while_one_is_away(
     assert {answer for _, answer, _ in limiter.renew(leases)} == {None}
     # The script was unknown to each of three primaries.
     assert len(guarded.finished) <= 6, guarded.finished
-    homes = {lease: cluster_setup.primary_of(lease.key.decode()) for lease in leases}
+    with cluster_setup.client() as plain:
+        ports = {lease: plain.get_node_from_key(lease.key.decode()).port for lease in leases}
+    homes = {lease: cluster_setup.by_port(port) for lease, port in ports.items()}
     dying = homes[leases[0]]
     dying.kill()
     guarded.finished.clear()

@@ -103,7 +103,7 @@ def test_a_cluster_that_was_away_as_a_whole_is_served_when_it_is_back(
         for server in cluster.servers:
             server.pause() if fault == "pause" else server.kill()
         eventually(lambda: guarded.gate.breaker.refusing, 10, "the breakers open")
-        time.sleep(3)
+        time.sleep(2)
         for server in cluster.servers:
             server.resume() if fault == "pause" else server.start()
         late = measured.until_well()

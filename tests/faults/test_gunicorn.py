@@ -71,7 +71,7 @@ KINDS = [
     ("gevent", ("--preload",)),
 ]
 WORKERS = {"gevent": (2, None), "gthread": (1, 8)}
-OPEN_SECONDS = 2
+OPEN_SECONDS = 1
 # Half-open, users wait for the background check: at most its interval of 5 seconds, and a fifth
 # more so that they do not come in step.
 LONGEST_RETRY = 6
@@ -230,7 +230,7 @@ def serve_shop(
         worker_class=worker,
         workers=2,
         arguments=("--config", str(path), *arguments),
-        env={"REDIS_URL": server.url, "REDIS_GUARD_HEALTH_CHECK_INTERVAL": "0.2"},
+        env={"REDIS_URL": server.url, "REDIS_GUARD_HEALTH_CHECK_INTERVAL": "0.1"},
     )
     (app.directory / "shop.py").write_text(textwrap.dedent(SHOP))
     return app
@@ -247,7 +247,7 @@ def test_recipe_of_the_quick_start_serves_every_kind_of_worker(
 ) -> None:
     with serve_shop(own_server, tmp_path, worker, arguments, recipe()) as app:
         before = probes(own_server)
-        end = time.monotonic() + 2  # ten checks
+        end = time.monotonic() + 1  # ten checks
         while time.monotonic() < end:
             assert statuses(storm(app.port, "/", 8)) == {200: 8}
         checks = probes(own_server) - before

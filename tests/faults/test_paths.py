@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
@@ -71,8 +72,12 @@ def run_all(setup: Setup, fault: str, protocol: int = 2) -> dict[str, Result]:
         for _, guarded, _ in prepared:
             guarded.gate.breaker.force_open()
     make_fault(setup, fault)
+    # Each has to wait for its deadline where nobody answers, and need not wait for the others.
+    at_once = 8 if fault == "hung" else 1
     try:
-        return {path.name: Result(path, guarded, state) for path, guarded, state in prepared}
+        with ThreadPoolExecutor(at_once) as pool:
+            results = pool.map(lambda each: Result(*each), prepared)
+            return {result.path.name: result for result in results}
     finally:
         end_fault(setup)
         for _, guarded, _ in prepared:

@@ -55,6 +55,9 @@ def test_a_planned_failover_loses_nothing_that_was_acknowledged(
         eventually(lambda: sentinels.primary() is not before, 10, "another primary")
         count = len(writers.acknowledged)
         eventually(lambda: len(writers.acknowledged) > count + 200, 10, "writes go on")
+        time.sleep(2)  # while the old primary would take them, too
+        assert not is_replica(before)
+        sentinels.let_sentinels_talk(every_ms=100)
         eventually(lambda: is_replica(before), 30, "the old primary follows the new one")
     lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
     moments = [at for at, _, _ in writers.refused]
@@ -80,6 +83,7 @@ def test_the_client_follows_an_election_while_the_old_primary_refuses_writes(
             time.sleep(1)
             cut = len(writers.acknowledged)
             sentinels.isolate(before)
+            alone = len(writers.acknowledged)
             eventually(lambda: sentinels.primary() is not before, 20, "another primary")
             elected_at, count = time.monotonic(), len(writers.acknowledged)
             eventually(lambda: len(writers.acknowledged) > count, 10, "writes go on")
@@ -88,9 +92,10 @@ def test_the_client_follows_an_election_while_the_old_primary_refuses_writes(
             print(f"\npartition, min-replicas-to-write 1: {served_after:+.2f} s")
         assert "no-replicas" in writers.reasons
         lost = set(writers.acknowledged) - on_server(sentinels.primary(), writers.acknowledged)
-        # Redis replicates after it has answered: what it answered as it was cut off may be lost.
-        assert lost <= set(writers.acknowledged[cut - 5 : cut + 20])
-        assert len(lost) <= 2
+        # Redis replicates after it has answered: what it answered as it was cut off may be lost,
+        # at most one write of each writer.
+        assert lost <= set(writers.acknowledged[cut - 5 : alone + 20])
+        assert len(lost) <= len(writers.written_at)
         assert served_after < 1.5
         guarded.close()
 

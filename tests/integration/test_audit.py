@@ -381,6 +381,21 @@ def test_a_login_that_cannot_have_worked_is_a_bypass(careless: AuditReport) -> N
     assert of(plain, "POST /sign-in") == {"refused": "served"}
 
 
+def test_a_login_that_leads_back_to_its_form_is_none() -> None:
+    app, client = Flask("leading-back"), redis.Redis.from_url(NOWHERE, **BOUNDED)
+
+    @app.post("/login")
+    def login() -> Any:
+        try:
+            client.set("session:1", "alice")
+        except redis.RedisError:
+            return redirect("/login")
+        return redirect("/account")
+
+    report = audit(app, [{**LOGIN, "login": True}], faults=["refused"], **SHORT)
+    assert of(report, "login") == {"refused": "served"}
+
+
 def test_what_cannot_be_judged_is_said(careless: AuditReport) -> None:
     skipped = {one.title: one.reason for one in careless.skipped}
     assert set(skipped) == {"GET /broken", "GET /orders/<int:number>", "DELETE /orders"}

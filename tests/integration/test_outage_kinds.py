@@ -17,7 +17,7 @@ from flask_redis_guard import CircuitState, RedisGuard, RedisUnavailable
 from flask_redis_guard.testing import audit, outage
 from flask_redis_guard.testing.faults import KINDS, MEANINGS, Kind
 from flask_redis_guard.testing.framing import encode_reply, pack, reply_end, take_command
-from tests.support import Proxy, RedisServer, TLSIdentity
+from tests.support import Proxy, RedisServer, TLSIdentity, eventually, run_python
 
 #: What a client without the guard is told, and why the guard says that it cannot serve a write.
 TOLD: dict[Kind, tuple[type[Exception], str]] = {
@@ -241,15 +241,22 @@ def test_tls_reaches_the_server_through_the_relay(
                     client.set("n", "2")
 
 
-def test_asynchronous_clients(redis_server: RedisServer) -> None:
-    app = make_app(redis_server.url)
+@pytest.mark.parametrize("by", ["port", "path"])
+def test_asynchronous_clients(by: str) -> None:
+    with RedisServer(unix_socket=True) as server:
+        url = server.url if by == "port" else f"unix://{server.socket_path}"
+        app = make_app(server.url)
 
-    @app.get("/<name>")
-    async def ask(name: str) -> str:
-        async with redis.asyncio.from_url(redis_server.url, socket_timeout=0.4) as client:
-            await client.get(name)
-            return str(await client.incr(name))
+        @app.get("/<name>")
+        async def ask(name: str) -> str:
+            async with redis.asyncio.from_url(url, socket_timeout=0.4) as client:
+                await client.get(name)
+                return str(await client.incr(name))
 
+        _check_asynchronous(app)
+
+
+def _check_asynchronous(app: Flask) -> None:
     app.config["PROPAGATE_EXCEPTIONS"] = False
     answer = app.test_client().get
     assert answer("/n").text == "1"
@@ -258,6 +265,31 @@ def test_asynchronous_clients(redis_server: RedisServer) -> None:
     with outage(app):
         assert answer("/n").status_code == 500
     assert answer("/n").text == "2"
+
+
+def test_a_server_ends_with_the_process_that_it_is_for() -> None:
+    code = """
+    import os
+    from flask_redis_guard.testing.scratch import ScratchServer
+
+    child = os.fork()
+    if not child:
+        server = ScratchServer()
+        print(server._process.pid, server._directory, flush=True)
+        os._exit(0)  # as one that is killed
+    os.waitpid(child, 0)
+    """
+    number, directory = run_python(code).split()
+    eventually(lambda: not Path(directory).exists())
+    eventually(lambda: _has_ended(number))
+
+
+def _has_ended(number: str) -> bool:
+    try:
+        # Where nobody sees to orphans it stays in the list of processes.
+        return "\nState:\tZ" in Path("/proc", number, "status").read_text()
+    except OSError:
+        return True
 
 
 def test_it_leaves_no_thread_and_no_socket(

@@ -834,7 +834,7 @@ def test_chat_of_the_example_reaches_everybody_within_its_limits(
     clients = [SockClient(url, "chat/socket", "") for _ in range(5)]
     with pytest.raises(Refused, match="concurrency"):
         SockClient(url, "chat/socket", "")
-    eventually(lambda: len(room) == 5, 5, "all of them listen")
+    eventually(lambda: len(room) == 5 and room._subscribed.is_set(), 10, "all of them listen")
     clients[0].send("hello")
     assert [client.receive() for client in clients] == ["somebody: hello"] * 5
     for number in range(59):
@@ -843,9 +843,10 @@ def test_chat_of_the_example_reaches_everybody_within_its_limits(
     clients[1].send("one too many")  # now: a connection that is closed is relayed nothing
     with pytest.raises(Closed, match="1008"):
         clients[1].receive()
-    clients[2].send("x" * 10_241)
+    # What was relayed to the sender need not have been relayed to the others yet.
     for _ in range(59):
         clients[2].receive()
+    clients[2].send("x" * 10_241)
     with pytest.raises(Closed, match="1009"):
         clients[2].receive()
     for client in clients:

@@ -141,11 +141,15 @@ def serve(model: str, url: str, notes: Path, **env: str) -> GunicornApp:
     :param env: settings that are not the defaults.
     """
     workers, threads = MODELS[model]
+    # With the default of 2 s its worker for gevent hangs up without an answer on whoever's request
+    # it has not read within them: it, or the client, may not run for so long on a busy machine.
+    patient = ("--keep-alive", "30")
     return GunicornApp(
         APP,
         worker_class=model,
         workers=workers,
         threads=threads,
+        arguments=patient,
         env={"REDIS_URL": url, NOTES: str(notes), **env},
     )
 

@@ -161,7 +161,9 @@ def _text(
         f"\n`make soak`: {seconds:.0f} s, {made} faults of {kinds} kinds one after the other, each "
         f"for {FAULT[0]:g} to {FAULT[1]:g} s and {CALM:g} s of calm after it, all features under "
         "load, `REDIS_GUARD_OPEN_SECONDS` is 2. Memory is that of the process after each calm; "
-        "growth is from the second quarter to the last.\n\n",
+        "growth is from the second quarter to the last. Gunicorn runs with `--keep-alive 30`: its "
+        "worker for gevent [hangs up](deployment.md#gunicorn) on requests that "
+        "it has not read within 2 s, which cost two of 127,000 in a run on a busy machine.\n\n",
         "| workers | served | refused | other | memory, MB: least, most | growth, MB | "
         "threads, greenlets, sockets, places left | what must not be |\n",
         "|---|---|---|---|---|---|---|---|\n",

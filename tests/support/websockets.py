@@ -44,7 +44,7 @@ app.config["SECRET_KEY"] = "for the tests"
 guard = RedisGuard(app)
 sock = Sock(app)
 # Engine.IO has a thread for each connection that ends with the ping after its end.
-socketio = SocketIO(app, async_mode="threading", ping_interval=1)
+socketio = SocketIO(app, async_mode="threading", ping_interval=0.25)
 baseline = None
 
 

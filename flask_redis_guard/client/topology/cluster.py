@@ -252,6 +252,11 @@ class GuardedCluster(redis.RedisCluster):
         pool: Any = self.get_redis_connection(node).connection_pool
         return GuardedMonitor(pool)
 
+    def retire_all(self) -> None:
+        """Have connections to all nodes made anew."""
+        for pool in list(self._pools.values()):
+            pool.retire_all()
+
     def close(self) -> None:
         """Close all connections, if there are any."""
         if self._made_in is not None:

@@ -95,7 +95,9 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
         options = _connection_options(settings, _parsed(settings.redis_url, parse_url))
         kind = bind(_CLASSES.get(scheme, TCPConnection), gate)
         guarded = bind(GuardedRedis, gate, app_gate=gate, place=place_of(options))
-        return cast("redis.Redis", guarded(connection_pool=_pool(settings, gate, kind, options)))
+        pool = _pool(settings, gate, kind, options)
+        _follow(options, pool.retire_all)
+        return cast("redis.Redis", guarded(connection_pool=pool))
     topology: Topology = _parsed(settings.redis_url, parse_topology)
     if topology.kind == "cluster":
         return cast("redis.Redis", _cluster(settings, gate, topology))
@@ -156,7 +158,8 @@ def _sentinel(settings: Settings, gate: Gate, topology: Topology) -> GuardedRedi
     )
     pool_class = type("SentinelPool", (SentinelPool,), {"sentinels": sentinels})
     pool = _pool(settings, gate, bind(managed, gate, sentinels=sentinels), options, pool_class)
-    sentinels.on_change = cast("SentinelPool", pool).retire_all
+    sentinels.on_change = cast("SentinelPool", pool).leave
+    _follow(options, pool.retire_all)
     return cast("GuardedRedis", bind(GuardedRedis, gate, app_gate=gate)(connection_pool=pool))
 
 
@@ -165,7 +168,9 @@ def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedClust
         gate.in_memory = False
         logger.info("No in-memory store stands in for a cluster, not even in development")
     options = _connection_options(settings, topology.options)
-    named = set(inspect.signature(redis.RedisCluster.__init__).parameters) - {"retry"}
+    # redis-py would have a provider's new credentials sent to those nodes alone that it met last.
+    named = set(inspect.signature(redis.RedisCluster.__init__).parameters)
+    named -= {"retry", "credential_provider"}
     # redis-py calls it after the handshake of each connection to a node.
     named.add("redis_connect_func")
     client_wide = {name: options[name] for name in named & set(options)}
@@ -183,7 +188,7 @@ def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedClust
     }
     pool_class = type("NodePool", (NodePool,), {"bound_gate": gate, "options": node_options})
     read_by_client = ("decode_responses", "encoding", "encoding_errors", "protocol")
-    return GuardedCluster(
+    cluster = GuardedCluster(
         gate,
         topology.hosts,
         pool_class,
@@ -191,6 +196,21 @@ def _cluster(settings: Settings, gate: Gate, topology: Topology) -> GuardedClust
         **{"require_full_coverage": False, **client_wide},
         **{name: options[name] for name in read_by_client if name in options},
     )
+    _follow(options, cluster.retire_all)
+    return cluster
+
+
+def _follow(options: dict[str, Any], retire_all: Callable[[], None]) -> None:
+    """Have connections made anew whenever a provider that streams has other credentials."""
+    provider = options.get("credential_provider")
+    streaming = getattr(redis.credentials, "StreamingCredentialProvider", None)  # redis-py 5.3
+    if streaming is not None and isinstance(provider, streaming):
+        provider.on_next(lambda token: retire_all())
+        provider.on_error(
+            lambda error: logger.warning(
+                "The credential provider has no new credentials: %s", type(error).__name__
+            )
+        )
 
 
 def _parsed(url: str, parse: Callable[[str], Any]) -> Any:

@@ -134,7 +134,7 @@ class SentinelPool(GuardedPool):
         else:
             super().give_back(connection)
 
-    def retire_all(self) -> None:
+    def leave(self) -> None:
         """Leave the primary of before: close what waits here, and wake who only listens there."""
         self.disconnect_idle()
         with self._lock:

@@ -202,16 +202,12 @@ class GuardedPool(ConnectionPool):
         if borrowed is not None and not borrowed.settled:
             self.gate.abandon(borrowed)
 
-    def re_auth_callback(self, token: Any) -> None:
-        """Have all connect anew: a credential provider has new credentials.
-
-        redis-py's own sends them on all idle connections while it holds the pool's lock, at which
-        no deadline ends.
-        """
-        self.retire_all()
-
     def retire_all(self) -> None:
-        """Close what waits in the pool, and what is in use when it comes back."""
+        """Close what waits in the pool, and what is in use when it comes back.
+
+        redis-py's way to new credentials sends them on all idle connections while it holds the
+        pool's lock, at which no deadline ends.
+        """
         for connection in self._connections():
             connection.retire()
         self.disconnect_idle()

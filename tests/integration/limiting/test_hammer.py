@@ -20,7 +20,7 @@ from tests.support.binary import server_binary
 
 pytestmark = pytest.mark.timing
 
-SECONDS = 12
+SECONDS = 10.5
 RATES = {"10/second": (10, 1), "60/2 seconds": (60, 2)}  # an exact log, and counters
 
 
@@ -112,9 +112,9 @@ def test_not_one_admission_above_the_limit(tmp_path: Path) -> None:
         def at(seconds: float) -> None:
             eventually(lambda: time.monotonic() >= begun + seconds, SECONDS)
 
-        at(1.5)
+        at(0.7)
         server.client().script_flush()
-        at(2.0)
+        at(1.0)
         if settable:
             clock.step(-5)
             eventually(lambda: server.client().time()[0] < time.time() - 3, 2, "the step back")
