@@ -13,7 +13,7 @@ def test_sentinels_promote_the_replica() -> None:
     with SentinelSetup() as setup:
         first = setup.primary()
         first.client().set("k", "v")
-        first.client().wait(1, 2000)
+        assert first.client().wait(1, 4000) == 1
         first.kill()
         eventually(lambda: setup.primary() is not first, 15, "a new primary")
         promoted = setup.primary().client()

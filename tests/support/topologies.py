@@ -90,7 +90,7 @@ class SentinelSetup(_Topology):
         return self.sentinels + self.data_servers
 
     def start(self) -> None:
-        """Start all and wait until every sentinel knows all others and the replica."""
+        """Start all; wait until the replicas are in sync and every sentinel knows all others."""
         login = {"masteruser": PEERS, "masterauth": PEERS}
         primary = self._add_data_server({**REPLICATION, **login, **self.options})
         replica = {"replicaof": f"127.0.0.1 {primary.port}"}
@@ -99,7 +99,7 @@ class SentinelSetup(_Topology):
         for _ in range(3):
             self._add_sentinel(primary.port)
         self.let_sentinels_talk(every_ms=100)
-        eventually(self._complete, 20, "the sentinels know one another and the replica")
+        eventually(self._complete, 20, "the sentinels know one another and the replicas in sync")
         self.let_sentinels_talk()
 
     def let_sentinels_talk(self, every_ms: int = 2000) -> None:
@@ -186,6 +186,10 @@ class SentinelSetup(_Topology):
             return dict(client.sentinel_masters()[self.name])  # redis-py 6.4 cannot ask for one
 
     def _complete(self) -> bool:
+        for replica in self.data_servers[1:]:
+            with replica.client() as client:
+                if client.info("replication")["master_link_status"] != "up":
+                    return False
         views = [self._master(sentinel) for sentinel in self.sentinels]
         return all(
             view["num-slaves"] == self.replicas

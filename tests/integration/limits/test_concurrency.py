@@ -224,9 +224,9 @@ def test_redis_gone_during_the_call_does_not_spoil_the_answer(
     assert get(made) == 200
 
 
-def keepers() -> int:
-    """Count the threads that have places to renew or to give back."""
-    return sum(thread.name == "redis-guard-places" for thread in threading.enumerate())
+def keepers() -> set[threading.Thread]:
+    """Return the threads that have places to renew or to give back."""
+    return {thread for thread in threading.enumerate() if thread.name == "redis-guard-places"}
 
 
 def test_places_that_redis_could_not_be_told_of_are_free_when_it_answers(
@@ -235,7 +235,7 @@ def test_places_that_redis_could_not_be_told_of_are_free_when_it_answers(
     made = make_app(REDIS_URL=own_server.url, REDIS_GUARD_TIMEOUT=0.3, REDIS_GUARD_OPEN_SECONDS=0.5)
     busy = Busy()
     limited(made, named(busy), 1)
-    eventually(lambda: keepers() == 0, 90, "what other tests held is free")
+    others = keepers()  # what other tests could not give back has most of a minute to go
     with ThreadPoolExecutor(1) as pool:
         inside = pool.submit(get, made)
         eventually(lambda: busy.inside == 1)
@@ -245,13 +245,13 @@ def test_places_that_redis_could_not_be_told_of_are_free_when_it_answers(
         assert inside.result(10) == 200  # its place cannot be given back
     own_server.resume()
     eventually(lambda: get(made) == 200, 3, "the place is free, long before the lease ends")
-    eventually(lambda: keepers() == 0, 5, "nothing is owed any more")
+    eventually(lambda: keepers() <= others, 5, "nothing is owed any more")
     own_server.pause()
     # The server does this later, for nobody.
     assert get(made) == 503
     own_server.resume()
     eventually(lambda: get(made) == 200, 3, "the place is free, long before the lease ends")
-    eventually(lambda: keepers() == 0, 5, "nothing is left to be done")
+    eventually(lambda: keepers() <= others, 5, "nothing is left to be done")
     told = [line for line in caplog.messages if "cannot be freed until Redis is back" in line]
     assert len(told) == 2  # once for each outage
 
