@@ -8,7 +8,7 @@ RELEASE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # What exists of the directories that hold code.
-CODE := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks docs/conf.py .ci/check_dist.py)
+CODE := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks docs/conf.py setup.py .ci/check_dist.py)
 TYPED := $(wildcard flask_redis_guard flask_redis_guard_pytest tests example_app benchmarks)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -69,6 +69,19 @@ def require_nothing_else(wheel: str, found: set[str]) -> None:
         sys.exit(f"{wheel} has {', '.join(sorted(strange))}")
 
 
+def require_whole_links(wheel: Path) -> None:
+    """Exit with the links of the description that lead nowhere on the index."""
+    with zipfile.ZipFile(wheel) as contents:
+        (name,) = (name for name in contents.namelist() if name.endswith(".dist-info/METADATA"))
+        text = contents.read(name).decode()
+    links = re.findall(r"\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    found = {one or other for one, other in links}
+    if not found:
+        sys.exit(f"{wheel.name} has no description with links")
+    if relative := {link for link in found if not link.startswith("https://")}:
+        sys.exit(f"the description links to {', '.join(sorted(relative))}")
+
+
 def require_release(tag: str) -> None:
     """Exit unless the tag, the version and the changes fit one another."""
     (version,) = re.findall(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
@@ -128,6 +141,7 @@ def main() -> None:
     contents = set(zipfile.ZipFile(wheel).namelist())
     require(wheel.name, contents)
     require_nothing_else(wheel.name, contents)
+    require_whole_links(wheel)
     with tarfile.open(archive) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
         require("sdist", names, more=frozenset(SOURCES | docs_files()))
