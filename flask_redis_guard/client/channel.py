@@ -53,7 +53,7 @@ LOOK_AROUND: Final = 32
 
 #: So many that wait form a batch of their own while others are on their way: the server works on
 #: one half of the callers while this process works for the other.
-MEANWHILE: Final = 32
+MEANWHILE: Final = 24
 
 #: Commands in a batch: they keep a server busy for less than a millisecond.
 BATCH: Final = 128
