@@ -547,15 +547,10 @@ def state_of(found: SlotContent) -> WorkerState:
             failing_since=float(record["failing_since"]),
             failing_from=float(record["failing_from"]),
             failed_at=float(record["failed_at"]),
-            succeeded_at=pulse.succeeded_at,
-            waiting=pulse.waiting,
-            heard_at=pulse.heard_at,
-            asked_at=pulse.asked_at,
             probes=record["probes"] is True,
-            beat_at=pulse.beat_at,
-            due_at=pulse.due_at,
             command=command_of(record["command"]),
             obeyed=int(record["obeyed"]),
+            **pulse._asdict(),
         )
     except (KeyError, TypeError, ValueError, OverflowError):
         return WorkerState(found.slot, 0, alive=False)
