@@ -53,7 +53,7 @@ LOOK_AROUND: Final = 32
 
 #: So many that wait form a batch of their own while others are on their way: the server works on
 #: one half of the callers while this process works for the other.
-MEANWHILE: Final = 24
+MEANWHILE: Final = 32
 
 #: Commands in a batch: they keep a server busy for less than a millisecond.
 BATCH: Final = 128
@@ -132,8 +132,10 @@ class Channel:
         #: Lets other greenlets run, once.
         self._pause: Callable[[], object] | None = sys.modules["gevent"].sleep if green else None
         self._new_wake: Callable[[], Any] = _new_lock
+        self._sleep: Callable[[Any, float], bool] = _sleep
         if green:
             self._new_wake = partial(importlib.import_module("gevent.lock").Semaphore, 0)
+            self._sleep = partial(_sleep_green, importlib.import_module("gevent").get_hub)
         self._usual = GREENLETS if green else THREADS
         self._far = self._lanes = max(self._usual, self._pool.max_connections)
         self._alone = 0
@@ -190,7 +192,7 @@ class Channel:
 
     def _is_due(self, call: Call, seconds: float) -> bool:
         """Wait for a hint, and tell whether there is something to do for a call's caller."""
-        if not self._has_turn(call) and seconds and not call.wake.acquire(timeout=seconds):
+        if not self._has_turn(call) and seconds and not self._sleep(call.wake, seconds):
             self._sweep(
                 call.operation
             )  # what an exception left behind holds up nobody for longer than this
@@ -521,6 +523,26 @@ class Batch:
         if self._connection is not None:
             self._connection.disconnect()
         self._close()
+
+
+def _sleep(wake: Any, seconds: float) -> bool:
+    """Wait until a lock is released.
+
+    :returns: false if that took longer than so many seconds.
+    """
+    woken: bool = wake.acquire(timeout=seconds)
+    return woken
+
+
+def _sleep_green(get_hub: Callable[[], Any], wake: Any, seconds: float) -> bool:
+    """Do the same for a greenlet: a timer of the loop costs a third of gevent's ``Timeout``."""
+    timer = get_hub().loop.timer(seconds)
+    try:
+        timer.start(wake.release)
+        wake.acquire()
+        return bool(timer.active)
+    finally:
+        timer.close()
 
 
 def _new_lock() -> Any:
