@@ -50,18 +50,18 @@ $(VENV)/.demo: setup.cfg pyproject.toml | $(VENV)/bin/python
 demo: $(VENV)/.demo
 	@PORT=$(PORT) exec $(BIN)/python -m example_app
 
-# Most tests wait more than they compute. Those that measure waits follow, two at a time. Both
+# Most tests wait more than they compute. Those that measure waits follow, three at a time. Both
 # halves run whatever becomes of the first. Selecting nothing (pytest's 5) in one of them is no failure.
 # Without a path pytest takes all of `tests`; a path in PYTEST_ARGS takes its place.
 SUITE := --ignore tests/browser --ignore tests/promtool
 XDIST := --dist loadfile --max-worker-restart 0
-# Where they are, so that the second half need not import all the others to find them.
-TIMING = $(shell grep -rl --include='test_*.py' 'mark\.timing' tests)
+# Where they are, so that the second half need not import all the others to find them; any argument may be a path.
+TIMING = $(if $(PYTEST_ARGS),$(SUITE),$(shell grep -rl --include='test_*.py' 'mark\.timing' tests))
 
 test: $(VENV)/.installed
 	@failed=0; none=0; \
 	for half in "not timing" "timing"; do \
-	  test "$$half" = timing && { workers=2; files="$(TIMING)"; } || { workers=5; files="$(SUITE)"; }; \
+	  test "$$half" = timing && { workers=3; files="$(TIMING)"; } || { workers=5; files="$(SUITE)"; }; \
 	  $(BIN)/python -m pytest $$files -m "$$half" -n $$workers $(XDIST) $(PYTEST_ARGS); \
 	  case $$? in 0) ;; 5) none=$$((none + 1)) ;; *) failed=1 ;; esac; \
 	done; \
