@@ -99,6 +99,24 @@ def test_reset_route_frees_everybody(made: Made) -> None:
         assert made.codes("/login", 1, "POST", **where) == [200]
 
 
+def test_reset_route_frees_the_places_of_everybody(made: Made) -> None:
+    inside: list[tuple[int, str]] = []
+
+    @concurrency_limited(1, key="header:X-Api-Key", lease=30)
+    def report() -> str:
+        inside.append(run(made, "reset", "--route", "report"))
+        with made.app.test_client() as other:
+            headers = {"X-Api-Key": "a"}
+            return str(other.get("/report", headers=headers).status_code if len(inside) < 2 else 0)
+
+    made.app.add_url_rule("/report", "report", report)
+    # The place of the one who asks is freed while it is held, so that somebody else gets it.
+    assert made.client.get("/report", headers={"X-Api-Key": "a"}).text == "200"
+    assert [code for code, _ in inside] == [0, 0]
+    assert "1 counters were found" in inside[0][1]
+    assert run(made, "reset", "--route", "report")[0] == 1  # nobody holds one now
+
+
 def test_reset_frees_what_is_counted_under_a_functions_name(make_app: Make) -> None:
     made = make_app()
 
