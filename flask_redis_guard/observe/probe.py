@@ -33,7 +33,7 @@ LEAST_INTERVAL = 1.0
 JITTER = 0.1
 #: A breaker that opens again within so many seconds of a recovery doubles the recovery interval.
 SETTLED = 60.0
-#: A recovery check asks so often in a row, as long as that takes no longer than so many seconds: a
+#: A recovery check asks so often in a row, as long as all takes no longer than so many seconds: a
 #: half-dead server, which fails every other call, answers one question but not all of them.
 IN_A_ROW, WITHIN = 16, 0.1
 #: Seconds between two tries of a write that the server did not permit.
@@ -150,7 +150,7 @@ class _Circuit:
         """
         ask()
         self.answered_after = time.monotonic() - began
-        ends = time.monotonic() + WITHIN
+        ends = began + WITHIN  # a server that is far away has no time for more
         for _ in range(0 if once else IN_A_ROW - 1):
             if time.monotonic() >= ends:
                 return

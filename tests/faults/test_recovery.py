@@ -171,6 +171,17 @@ def test_server_that_answers_now_and_then_is_not_taken_for_a_recovered_one(
         eventually(story.served)
 
 
+def test_server_far_away_is_asked_once_as_more_would_not_fit(own_server: RedisServer) -> None:
+    with Proxy(own_server.port) as proxy:
+        proxy.delay(0.15)  # either way: two writes take longer than the timeout
+        story = Story(proxy.url, REDIS_GUARD_RECOVERY_INTERVAL=0.05)
+        assert story.served()
+        proxy.cut_each(1, 1)
+        story.open()
+        proxy.cut_each(10**9, 10**9)
+        eventually(story.served)
+
+
 def test_latency_is_that_of_one_answer_also_where_several_were_asked_for(
     own_server: RedisServer,
 ) -> None:
