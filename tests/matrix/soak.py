@@ -163,7 +163,8 @@ def _text(
         "load, `REDIS_GUARD_OPEN_SECONDS` is 2. Memory is that of the process after each calm; "
         "growth is from the second quarter to the last. Gunicorn runs with `--keep-alive 30`: its "
         "worker for gevent [hangs up](deployment.md#gunicorn) on requests that "
-        "it has not read within 2 s, which cost two of 127,000 in a run on a busy machine.\n\n",
+        "it has not read within 2 s, the likely end of two requests of 127,000 that got no answer "
+        "in a run before, on a busy machine.\n\n",
         "| workers | served | refused | other | memory, MB: least, most | growth, MB | "
         "threads, greenlets, sockets, places left | what must not be |\n",
         "|---|---|---|---|---|---|---|---|\n",
