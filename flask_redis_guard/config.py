@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flask_redis_guard.core.arguments import is_count, is_number
 from flask_redis_guard.core.rates import Rate, parse_rates
@@ -230,13 +230,27 @@ def rates() -> Check:
     return Check(read, accepted, "rates, or nothing", _RATE_LIKE)
 
 
+def split_url(url: str) -> SplitResult:
+    """Split a URL that may name several hosts, with IPv6 addresses among them.
+
+    :func:`urllib.parse.urlsplit` of newer Pythons refuses brackets that do not stand first.
+
+    :raises ValueError: if it cannot be read.
+    """
+    scheme, _, rest = url.partition("://")
+    if "+" not in scheme:
+        return urlsplit(url)
+    hosts = re.split("[/?#]", rest, maxsplit=1)[0]
+    return urlsplit(f"{scheme}://{rest[len(hosts) :]}")._replace(netloc=hosts)
+
+
 def redis_url() -> Check:
     """Accept the URL of a server, of sentinels, of a cluster, or of the in-memory store."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not value.isprintable():
             raise ValueError
-        parts = urlsplit(value)
+        parts = split_url(value)
         if parts.scheme not in SCHEMES:
             raise ValueError
         if parts.scheme in ("redis", "rediss"):
@@ -325,7 +339,7 @@ class Settings:
                 values[option.name] = _read(key, environ[key], option)
         environment = _strictest(config.get("ENVIRONMENT"), environ.get("ENVIRONMENT"))
         settings = cls(**values, environment=environment)
-        if urlsplit(settings.redis_url).scheme == "memory" and not settings.development:
+        if split_url(settings.redis_url).scheme == "memory" and not settings.development:
             raise ConfigurationError(
                 "REDIS_URL",
                 "memory://",

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import redis
 
 from flask_redis_guard.client.gate import Gate
 from flask_redis_guard.client.topology.urls import parse_topology
+from flask_redis_guard.config import split_url
 from flask_redis_guard.errors import RedisUnavailable
 
 logger = logging.getLogger("flask_redis_guard")
@@ -268,7 +269,7 @@ _PATIENCE = 2.0
 
 def _look_at(url: str, timeout: float) -> list[str]:
     """Return what is found at each of the hosts in the URL; nothing of the login is sent."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme == "unix":
         return [_look_at_path(unquote(parts.path))]
     if "+" in parts.scheme:

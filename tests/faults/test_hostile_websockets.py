@@ -140,7 +140,7 @@ def test_message_too_large_for_the_reader_ends_its_handler(
         for _ in range(10 if client is SockClient else 5):
             made = all_at_once(40, lambda _: client(app.url, "sized", "somebody"))
             connections = [connection for connection in made if isinstance(connection, client)]
-            assert len(connections) == 40, made
+            assert len(connections) == 40, [each for each in made if each not in connections]
             for connection in connections:
                 assert connection.ws.sock is not None
                 connection.ws.sock.sendall(large)

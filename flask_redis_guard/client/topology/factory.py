@@ -7,7 +7,6 @@ import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import redis
 from redis.connection import AbstractConnection, parse_url
@@ -39,7 +38,7 @@ from flask_redis_guard.client.transport.connections import (
 )
 from flask_redis_guard.client.transport.foreign import decided, place_of
 from flask_redis_guard.client.transport.pool import GuardedPool
-from flask_redis_guard.config import HIDDEN, Settings, redact_url
+from flask_redis_guard.config import HIDDEN, Settings, redact_url, split_url
 from flask_redis_guard.core.breaker import CircuitBreaker
 from flask_redis_guard.errors import ConfigurationError
 
@@ -77,7 +76,7 @@ def breaker_class(redis_url: str) -> type[CircuitBreaker]:
 
     :param redis_url: the client's URL.
     """
-    return ClusterBreaker if urlsplit(redis_url).scheme.endswith("+cluster") else CircuitBreaker
+    return ClusterBreaker if split_url(redis_url).scheme.endswith("+cluster") else CircuitBreaker
 
 
 def build_client(settings: Settings, gate: Gate) -> redis.Redis:
@@ -90,7 +89,7 @@ def build_client(settings: Settings, gate: Gate) -> redis.Redis:
     :raises ConfigurationError: for a URL that cannot be read, and for options that redis-py does
         not know or the guard decides.
     """
-    scheme = urlsplit(settings.redis_url).scheme
+    scheme = split_url(settings.redis_url).scheme
     if "+" not in scheme:
         options = _connection_options(settings, _parsed(settings.redis_url, parse_url))
         kind = bind(_CLASSES.get(scheme, TCPConnection), gate)
@@ -218,7 +217,7 @@ def _parsed(url: str, parse: Callable[[str], Any]) -> Any:
 
     :raises ConfigurationError: without a secret.
     """
-    if urlsplit(url).scheme == "memory":
+    if split_url(url).scheme == "memory":
         return {}
     try:
         return parse(url)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from redis.connection import parse_url
+
+from flask_redis_guard.config import split_url
 
 _HOST = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\s:,\[\]@/]+))(?::(?P<port>[0-9]{1,5}))?"
@@ -40,7 +42,7 @@ def parse_topology(url: str) -> Topology:
         ``redis+cluster://[user:password@]h1:p1,h2:p2?option=value``; ``rediss+`` for TLS.
     :raises ValueError: if it cannot be read; the text never shows a secret.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     transport, _, kind = parts.scheme.partition("+")
     login, _, listed = parts.netloc.rpartition("@")
     hosts = tuple(_host(text, 26379 if kind == "sentinel" else 6379) for text in listed.split(","))
