@@ -126,6 +126,23 @@ def test_signals_that_raise_do_not_use_up_the_pool(redis_server: RedisServer) ->
     guarded.close()
 
 
+def test_signals_that_raise_while_connections_are_closed(redis_server: RedisServer) -> None:
+    guarded = Guarded(redis_server.url, REDIS_GUARD_MAX_CONNECTIONS=2, **NEVER_OPENS)
+    pool = guarded.client.connection_pool
+    number = 0
+
+    def ask() -> None:
+        nonlocal number
+        number += 1
+        own = str(number).encode()
+        assert guarded.client.echo(own) == own
+        pool.disconnect(inuse_connections=False)
+
+    assert hammer(ask) > 300
+    assert guarded.client.echo("at last") == b"at last"
+    guarded.close()
+
+
 def test_signals_that_raise_leave_the_breaker_usable() -> None:
     dice = random.Random(3)
     breaker = CircuitBreaker(open_seconds=0.001, failure_threshold=2, window_seconds=1)

@@ -451,7 +451,7 @@ class Sentinels:
         try:
             if sentinel.answer is UNASKED:  # whom the first operations wait for
                 self._in_background(lambda: self._ask(sentinel), _FIRST)
-            self._in_background(sentinel.subscribe)
+            self._have_announced(sentinel)
             began = [event for event in sentinel.heard() if event.startswith(_BEGINS)]
             if began:
                 with self._lock:
@@ -462,6 +462,14 @@ class Sentinels:
         except (redis_errors.RedisError, OSError):
             sentinel.hang_up()
             return None
+
+    def _have_announced(self, sentinel: Sentinel) -> None:
+        try:
+            self._in_background(sentinel.subscribe)
+        except (redis_errors.RedisError, OSError) as exc:
+            # Of one that ended while it was asked this is the first to say that it is dead.
+            self._note(sentinel, exc, time.monotonic())
+            raise
 
     def _in_background(self, call: Callable[[], object], timeouts: int = 1) -> None:
         # Not through the gate: an open breaker is when the sentinels must be asked.

@@ -244,10 +244,15 @@ class GuardedConnection(Handshake):
     # -- one command after the other -----------------------------------------------------------
 
     def disconnect(self, *args: Any, **kwargs: Any) -> None:
-        self._owed, self._greetings, self._distance = 0, None, 0.0
-        self._demoted = self._altered = False
-        self._hang_up()
-        super().disconnect(*args, **kwargs)
+        try:
+            self._hang_up()
+            super().disconnect(*args, **kwargs)
+        finally:
+            # Also where a signal handler raises in the middle. What it owes is forgotten only once
+            # there is no socket that it could come from.
+            self._sock = None
+            self._owed, self._greetings, self._distance = 0, None, 0.0
+            self._demoted = self._altered = False
 
     @property
     def is_clean(self) -> bool:
