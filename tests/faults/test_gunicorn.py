@@ -254,7 +254,9 @@ def test_recipe_of_the_quick_start_serves_every_kind_of_worker(
             checks = probes(own_server) - before
             assert time.monotonic() < began + 10, checks
         turns = (time.monotonic() - began) / CHECK_INTERVAL
-        log = app.log()
+        # The client of another test may look for its server, which is gone, at this one's port.
+        lines = [line for line in app.log().splitlines() if "Invalid HTTP request" not in line]
+        log = "\n".join(lines)
     assert "Traceback" not in log
     assert "WARNING" not in log
     assert "greenlet" not in log

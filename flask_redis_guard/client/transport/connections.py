@@ -8,6 +8,7 @@ that are owed are counted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import socket
@@ -216,7 +217,9 @@ class GuardedConnection(Handshake):
     def _hang_up(self) -> None:
         dialling, self._dialling, self._awaited = self._dialling, None, None
         if dialling is not None:
-            dialling.close()
+            # Where another thread takes a step of it just now, that one sees that it was closed.
+            with contextlib.suppress(ValueError):
+                dialling.close()
 
     def _write(self, data: Any) -> None:
         try:
