@@ -211,7 +211,11 @@ class Gate:
         return error
 
     def has_opened(self, operation: Operation, *, for_redis: bool) -> bool:
-        """Tell whether an operation that waits need not go on: its circuit has opened.
+        """Tell whether an operation that waits need not go on: another worker's word has opened its
+        circuit.
+
+        Where this worker's own failures did, those that wait still may be answered: Redis may have
+        been away for a moment only.
 
         Nobody is told of a transition here, within an operation: that follows when it has ended.
 
@@ -222,7 +226,7 @@ class Gate:
         if breaker is None or permit is None:
             return False
         if breaker.has_opened_since(permit):
-            return True
+            return breaker.borrowed
         if host is None or permit is not breaker.shared:
             return False
         if for_redis:

@@ -154,7 +154,8 @@ class Operation:
     def wait(self, ready: Callable[[float], object], *, for_redis: bool = True) -> bool:
         """Wait until something is ready; who was woken late looks once more.
 
-        One that has waited for half of its time gives up where its circuit has opened meanwhile.
+        One that has waited for half of its time gives up where another worker's word has opened
+        its circuit meanwhile.
 
         :param ready: waits so many seconds at most, and tells whether it is ready.
         :param for_redis: whether it is Redis that keeps it waiting, and not another caller.

@@ -80,9 +80,7 @@ class WorkerState:
     failed_at: float = 0.0
     #: When the last operation began that Redis has answered.
     succeeded_at: float = 0.0
-    #: How many of its operations have waited for half of their time, and when the first of these
-    #: began.
-    waiting: int = 0
+    #: When the first of its operations began that have waited for half of their time; 0 for none.
     asked_at: float = 0.0
     #: When one of these was answered last: Redis is slow, but there.
     heard_at: float = 0.0
@@ -105,7 +103,6 @@ class WorkerState:
             all(0.0 <= time <= now + AHEAD for time in times)
             and math.isfinite(self.due_at)
             and 0 <= self.failures < 1_000_000
-            and 0 <= self.waiting < 1_000_000
         )
 
     def is_fresh(self, now: float) -> bool:
@@ -209,9 +206,10 @@ def derive(
     heard = max([answered, *(worker.heard_at for worker in living)]) - REORDERED
     if any(heard <= worker.failing_from < worker.failing_since for worker in failing):
         # One has waited in vain for all of its time, in which Redis has answered nobody.
-        # Operations of other workers need not wait so long.
+        # Workers that wait as well need not do so for as long, and count as one failure each: not
+        # each of their operations, so that a short stall under two workers opens nothing.
         others = [worker for worker in living if worker not in failing]
-        failures += sum(_waiting(worker, now, timeout, answered) for worker in others)
+        failures += sum(_waits(worker, now, timeout, answered) for worker in others)
     together = failures >= threshold and now - began >= SPAN
     return HostView(
         refusing=together,
@@ -225,14 +223,13 @@ def derive(
     )
 
 
-def _waiting(worker: WorkerState, now: float, timeout: float, answered: float) -> int:
-    """Count a worker's operations that wait, for a time in which Redis has answered nobody."""
-    waits = (
+def _waits(worker: WorkerState, now: float, timeout: float, answered: float) -> bool:
+    """Whether a worker waits for an answer, for a time in which Redis has answered nobody."""
+    return (
         worker.state is CircuitState.CLOSED
         and worker.asked_at >= max(answered - REORDERED, worker.succeeded_at)
         and timeout / 2 <= now - worker.asked_at <= 1.5 * timeout
     )
-    return worker.waiting if waits else 0
 
 
 def newest(commands: Iterable[OperatorCommand | None]) -> OperatorCommand | None:

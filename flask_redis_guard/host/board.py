@@ -44,7 +44,7 @@ LOCKS, COMMAND_LOCK = 1 << 30, (1 << 30) + SLOTS
 TELLING_LOCKS = COMMAND_LOCK + 1
 _DIGEST = 16
 _LENGTH = struct.Struct("!H")
-_PULSE = struct.Struct("!dddIdd")
+_PULSE = struct.Struct("!ddddd")
 _LOCK = struct.Struct("hhqqi0q")
 
 
@@ -56,8 +56,7 @@ class Pulse(NamedTuple):
     due_at: float = 0.0
     #: When its last operation began that Redis has answered.
     succeeded_at: float = 0.0
-    #: How many operations have waited for half of their time, and when the first of them began.
-    waiting: int = 0
+    #: When the first operation began that has waited for half of its time; 0 for none.
     asked_at: float = 0.0
     #: When one of these was answered last.
     heard_at: float = 0.0

@@ -229,11 +229,10 @@ class Membership:
             step()
 
     def _say(self, board: Board) -> None:
-        """Publish when this worker was answered last, and how many operations wait for that."""
+        """Publish when this worker was answered last, and since when it waits for an answer."""
         self._waiting = {each: None for each in self._waiting if not each.settled}
         pulse = self._pulse._replace(
             succeeded_at=self._gate.succeeded,
-            waiting=len(self._waiting),
             asked_at=min((each.started for each in self._waiting), default=0.0),
         )
         if pulse != self._pulse:

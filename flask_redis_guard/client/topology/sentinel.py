@@ -49,6 +49,9 @@ _MOMENT = 0.005
 #: Timeouts that the first question to each sentinel may take: it is asked in the background, and
 #: one that is far away is to be found with it.
 _FIRST = 4
+#: Seconds that others have to answer after the first sentinel of a process has: a partition may
+#: have left that one with the primary of before.
+_OTHERS = 0.1
 
 
 @dataclass(eq=False)
@@ -211,6 +214,7 @@ class Sentinels:
         self._trust = Trust()
         self._confirmed_at = 0.0
         self._asked_at = 0.0
+        self._first_named_at: float | None = None
         self._pid: int | None = None
         self._listeners = 0
         #: Called when the primary is another one than before.
@@ -266,8 +270,9 @@ class Sentinels:
         return self._ask_one(operation)
 
     def _is_told(self, seconds: float) -> bool:
-        """Wait a moment, and tell whether each sentinel has been asked or one names a primary."""
-        if self._view is not None or self._named():
+        """Wait a moment, and tell whether the primary is known or nobody else will answer soon."""
+        named = self._first_named_at
+        if self._view is not None or (named and time.monotonic() - named >= _OTHERS):
             return True
         if all(each.answer is not UNASKED for each in self._all):
             return True
@@ -357,6 +362,8 @@ class Sentinels:
             logger.debug("A sentinel did not answer: %s", type(answer).__name__)
             answer = Answer(None, silent=not _is_dead(answer))
         sentinel.answer = answer
+        if answer.address is not None and self._first_named_at is None:
+            self._first_named_at = time.monotonic()
         self._judge(sentinel, asked_at)
 
     def _judge(self, sentinel: Sentinel, asked_at: float) -> None:

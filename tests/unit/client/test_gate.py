@@ -45,14 +45,22 @@ def test_what_a_replaced_primary_answered_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waited", "opened", "given_up"), [(0.25, True, True), (0.2, True, False), (0.25, False, False)]
+    ("waited", "opened_by", "given_up"),
+    [
+        (0.25, "another", True),
+        (0.2, "another", False),
+        (0.25, "itself", False),
+        (0.25, "nobody", False),
+    ],
 )
-def test_whose_circuit_opens_waits_no_more_than_half_of_its_time(
-    waited: float, opened: bool, given_up: bool
+def test_whose_circuit_another_worker_opens_waits_no_more_than_half_of_its_time(
+    waited: float, opened_by: str, given_up: bool
 ) -> None:
     gate = make()
     operation = gate.begin("GET")
-    if opened:
+    if opened_by == "another":
+        gate.breaker.adopt(5)
+    elif opened_by == "itself":
         gate.fail(gate.begin("SET"), redis_errors.TimeoutError("Timeout reading from socket"))
     operation.waited = waited
     looks = iter([False, True])
